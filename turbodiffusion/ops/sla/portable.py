@@ -1,0 +1,98 @@
+"""SLA by gathering: each query block meets a small dense attention over its own key blocks.
+
+The kept key and value blocks of a query block are copied side by side and PyTorch's fused
+attention runs on them, a batch entry per query block. Work is proportional to the kept share. The
+copies are made for a bounded number of query blocks at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbodiffusion.ops.sla.naive import EPS, feature
+
+GATHERED_ELEMENTS = 1 << 26  # of keys, and as many of values, copied at a time
+
+
+def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> Tensor:
+    mean_B1ND = k_BLND.float().mean(1, keepdim=True).to(k_BLND.dtype)
+    q_BNQD = _means(q_BLND, block_q).transpose(1, 2).float()
+    k_BNKD = _means(k_BLND - mean_B1ND, block_k).transpose(1, 2).float()
+    return q_BNQD @ k_BNKD.mT
+
+
+def sparse_linear_attention(
+    q_BLND: Tensor,
+    k_BLND: Tensor,
+    v_BLND: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    blocks: Tensor,
+    block_q: int,
+    block_k: int,
+    feature_map: str,
+) -> Tensor:
+    sparse_BNLD = _sparse(q_BLND, k_BLND, v_BLND, blocks, block_q, block_k)
+    linear_BNLD = _linear(q_BLND, k_BLND, v_BLND, feature_map)
+    joined_BNLD = F.linear(linear_BNLD, proj_weight.float(), proj_bias.float())
+    return (sparse_BNLD.float() + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
+
+
+def _linear(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, feature_map: str) -> Tensor:
+    """The linear branch, (B, N, L, D) float32."""
+    phi_q = feature(q_BLND, feature_map).transpose(1, 2).float()
+    phi_k = feature(k_BLND, feature_map).transpose(1, 2).float()
+    state_BNDD = phi_k.mT @ v_BLND.transpose(1, 2).float()
+    weight_BNL1 = phi_q @ phi_k.sum(2).unsqueeze(-1)
+    return (phi_q @ state_BNDD) / (EPS + weight_BNL1)
+
+
+def _sparse(
+    q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, blocks: Tensor, block_q: int, block_k: int
+) -> Tensor:
+    """The sparse branch, (B, N, L, D). In names, R numbers the B·N·Q query blocks."""
+    b, length, n, d = q_BLND.shape
+    kept = blocks.shape[-1]
+    q_RXD = _cut(q_BLND, block_q).flatten(0, 2)
+    k_blocks, v_blocks = _cut(k_BLND, block_k), _cut(v_BLND, block_k)
+    key_blocks = k_blocks.shape[2]
+    # One row per key block of every head, so that one index selects head and block.
+    k_rows, v_rows = k_blocks.reshape(-1, block_k * d), v_blocks.reshape(-1, block_k * d)
+    head = torch.arange(b * n, device=blocks.device).view(b, n, 1, 1) * key_blocks
+    rows_RJ = (blocks + head).flatten(0, 2)
+    mask_RS = None
+    if length % block_k:
+        position_RJS = blocks.flatten(0, 2).unsqueeze(-1) * block_k
+        position_RJS = position_RJS + torch.arange(block_k, device=blocks.device)
+        mask_RS = (position_RJS < length).flatten(1)
+
+    step = max(1, GATHERED_ELEMENTS // (kept * block_k * d))
+    parts = []
+    for start in range(0, q_RXD.shape[0], step):
+        chosen = rows_RJ[start : start + step]
+        size = chosen.shape[0], kept * block_k, d
+        k_RSD = k_rows.index_select(0, chosen.flatten()).view(size)
+        v_RSD = v_rows.index_select(0, chosen.flatten()).view(size)
+        mask = None if mask_RS is None else mask_RS[start : start + step, None, None]
+        out = F.scaled_dot_product_attention(
+            q_RXD[start : start + step, None], k_RSD[:, None], v_RSD[:, None], attn_mask=mask
+        )
+        parts.append(out[:, 0])
+    return torch.cat(parts).view(b, n, -1, d)[:, :, :length]
+
+
+def _cut(x_BLND: Tensor, block: int) -> Tensor:
+    """Zero-pad to whole blocks: (B, N, blocks, block, D)."""
+    padded = F.pad(x_BLND, (0, 0, 0, 0, 0, -x_BLND.shape[1] % block))
+    return padded.unflatten(1, (-1, block)).permute(0, 3, 1, 2, 4)
+
+
+def _means(x_BLND: Tensor, block: int) -> Tensor:
+    """Mean of each block of tokens, (B, blocks, N, D) in the dtype of ``x_BLND``."""
+    length = x_BLND.shape[1]
+    padded = F.pad(x_BLND.float(), (0, 0, 0, 0, 0, -length % block)).unflatten(1, (-1, block))
+    start = torch.arange(0, length, block, device=x_BLND.device)
+    count = (length - start).clamp(max=block).view(1, -1, 1, 1)
+    return (padded.sum(2) / count).to(x_BLND.dtype)
