@@ -1,6 +1,6 @@
 """The language of the miniature world: captions out, attributes back in.
 
-Four templates, three forms of the verb, and now and then a missing article, a full stop, or one
+Four templates, three forms of the verb, and now and then another article, a full stop, or one
 attribute left out, so that the text encoder has seen what :func:`parse` accepts. :func:`parse`
 reads more than is ever written ("grey", "upwards", "moving to the left"); :func:`canonical` puts
 such a prompt into the words that the embedded model was trained on.
@@ -52,14 +52,13 @@ _VERBS: tuple[tuple[tuple[str, str, str], str], ...] = (
 _PHRASES = tuple(
     tuple(f"{verb} {word}".strip() for verb in verbs) for verbs, word in _VERBS
 )  # [motion][form]
-_NO_SHAPE = "shape"  # stands for the noun where the shape is left out
+_NO_SHAPE = ("shape", "object")  # stand for the noun where the shape is left out
 
-_GRAMMAR = ("a", "an", "and", "background", "front", "in", "is", "of", "on", "that", "there")
-_SPARE = ("the", "object")  # read by parse, rows of the table kept for them
+_GRAMMAR = ("a", "an", "and", "background", "front", "in", "is", "of", "on", "that", "the", "there")
 
 WORDS: list[str] = list(
     dict.fromkeys(
-        [*_GRAMMAR, *_SPARE, _NO_SHAPE, *COLOURS, *SHAPES]
+        [*_GRAMMAR, *_NO_SHAPE, *COLOURS, *SHAPES]
         + [word for name in BACKGROUNDS for word in name.split()]
         + [word for forms in _PHRASES for phrase in forms for word in phrase.split()]
     )
@@ -69,31 +68,31 @@ WORDS: list[str] = list(
 # Chances of the variants in training captions.
 DROP = 0.10
 OTHER_FORM = 0.30
-NO_ARTICLE = 0.05
+OTHER_ARTICLE = 0.10
 FULL_STOP = 0.10
 
 
-def _with_article(phrase: str) -> str:
-    return ("an " if phrase[0] in "aeio" else "a ") + phrase
+def _with_article(phrase: str, article: str) -> str:
+    if article == "a" and phrase[0] in "aeio":
+        article = "an"
+    return f"{article} {phrase}".lstrip()
 
 
-def compose(
-    expected: Expected, template: int = 0, form: str = "moving", article: bool = True
-) -> str:
+def compose(expected: Expected, template: int = 0, form: str = "moving", article: str = "a") -> str:
     """Write a caption; attributes that are ``None`` are left out.
 
     Args:
         template: index into ``TEMPLATES``.
         form: form of the verbs, one of ``FORMS``.
-        article: whether nouns carry "a" or "an".
+        article: of the nouns, "a" (or "an"), "the" or empty.
     """
     relative = template == RELATIVE_TEMPLATE
     if relative and form == "moving":
         form = "moves"
     parts = []
     for thing in expected.objects:
-        text = " ".join(filter(None, (thing.colour, thing.shape or _NO_SHAPE)))
-        text = _with_article(text) if article else text
+        noun = thing.shape or _NO_SHAPE[form != "moving"]
+        text = _with_article(f"{thing.colour or ''} {noun}".lstrip(), article)
         if thing.motion is not None:
             text += " that" * relative
             text += " " + _PHRASES[MOTIONS.index(thing.motion)][FORMS.index(form)]
@@ -101,8 +100,7 @@ def compose(
     objects = " and ".join(parts)
     if expected.background is None:
         return ("there is " if relative else "") + objects
-    background = expected.background + " background"
-    background = _with_article(background) if article else background
+    background = _with_article(expected.background + " background", article)
     return TEMPLATES[template].format(objects=objects, background=background)
 
 
@@ -113,11 +111,11 @@ def canonical(expected: Expected) -> str:
 
 def caption(
     scenes: Scenes, index: int, template: int = 0, drop: str | None = None, form: str = "moving",
-    article: bool = True,
+    article: str = "a",
 ) -> str:  # fmt: skip
     """The caption of one scene; ``drop`` names one of ``ATTRIBUTES`` to leave out."""
     row = (getattr(scenes, name)[index].tolist() for name in _FIELDS)
-    return compose(_expected(*row, drop=drop), template, form, article)
+    return compose(_expected(drop, *row), template, form, article)
 
 
 def captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
@@ -126,22 +124,23 @@ def captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
     chance = torch.rand(n, 4, generator=generator).tolist()
     template = torch.randint(len(TEMPLATES), (n,), generator=generator).tolist()
     dropped = torch.randint(len(ATTRIBUTES), (n,), generator=generator).tolist()
-    other = torch.randint(1, len(FORMS), (n,), generator=generator).tolist()
+    other = torch.randint(2, (n, 2), generator=generator).tolist()
     columns = (getattr(scenes, name).tolist() for name in _FIELDS)
     out = []
     for i, row in enumerate(zip(*columns, strict=True)):
         drop = ATTRIBUTES[dropped[i]] if chance[i][0] < DROP else None
-        form = FORMS[other[i] if chance[i][1] < OTHER_FORM else 0]
-        text = compose(_expected(*row, drop=drop), template[i], form, chance[i][2] >= NO_ARTICLE)
+        form = FORMS[1 + other[i][0]] if chance[i][1] < OTHER_FORM else "moving"
+        article = ("", "the")[other[i][1]] if chance[i][2] < OTHER_ARTICLE else "a"
+        text = compose(_expected(drop, *row), template[i], form, article)
         out.append(text + "." * (chance[i][3] < FULL_STOP))
     return out
 
 
 def _expected(
-    count: int, background: int, colour: list[int], shape: list[int], motion: list[int],
-    drop: str | None,
+    drop: str | None, count: int, background: int, colour: list[int], shape: list[int],
+    motion: list[int],
 ) -> Expected:  # fmt: skip
-    """The attributes of a scene from its indices, one of them left out."""
+    """The attributes of a scene from its indices, ``drop`` left out."""
     objects = tuple(
         ExpectedObject(
             None if drop == "colour" else COLOURS[colour[k]],
@@ -153,21 +152,9 @@ def _expected(
     return Expected(None if drop == "background" else BACKGROUNDS[background], objects)
 
 
+_ARTICLES = ("a", "an", "the")
 _MEANINGLESS = frozenset(
-    (
-        *_GRAMMAR,
-        "the",
-        "gradient",
-        "are",
-        "was",
-        "were",
-        "which",
-        "it",
-        "to",
-        "against",
-        "over",
-        "while",
-    )
+    [*_GRAMMAR, "gradient", "are", "was", "were", "which", "it", "to", "against", "over", "while"]
 )
 _NOUNS = {name: name for name in SHAPES} | {"shape": None, "object": None}
 _BACKGROUND_WORDS = {name.split()[0]: name for name in BACKGROUNDS} | {"grey": "gray"}
@@ -209,6 +196,7 @@ class _Reader:
         self.background: str | None = None
         self.objects: list[dict[str, str | None]] = []
         self.open: dict[str, str | None] = {}
+        self.joined = False  # an "and" or a comma has followed the open object
         self.unknown: list[str] = []
         self.notes: list[str] = []
 
@@ -218,48 +206,55 @@ class _Reader:
         elif word in COLOURS and following == "background":
             self.notes.append(f"There is no {word} background.")
         elif word in COLOURS:
-            if self._says("noun", "colour"):
-                self._close()
+            self._close_if(self.joined or "noun" in self.open or "colour" in self.open)
             self.open["colour"] = word
         elif word in _NOUNS:
-            if self._says("noun"):
-                self._close()
-            self.open["noun"] = "yes"
-            self.open["shape"] = _NOUNS[word]
-        elif word in _DIRECTIONS:
-            self.open["motion"] = MOTIONS[_DIRECTIONS[word]]
-        elif word in _MOTION_WORDS:
-            self.open["motion"] = _MOTION_WORDS[word]
+            self._close_if(self.joined or "noun" in self.open)
+            self.open |= {"noun": word, "shape": _NOUNS[word]}
+        elif word in _DIRECTIONS or word in _MOTION_WORDS:
+            self._close_if(self.joined and "motion" in self.open)
+            self.open["motion"] = _MOTION_WORDS.get(word) or MOTIONS[_DIRECTIONS[word]]
+        elif word in _ARTICLES:
+            self._close_if(self.joined and following not in _DIRECTIONS)  # not "to the left"
         elif word in ("and", ","):
-            if self._says("noun"):
-                self._close()
+            # "a red circle, moving left" still speaks of the circle: wait for what follows.
+            self.joined = "noun" in self.open
         elif word not in _MEANINGLESS and word not in _MOVE_WORDS:
             self.unknown.append(word)
-
-    def _says(self, *keys: str) -> bool:
-        return any(key in self.open for key in keys)
 
     def _set_background(self, name: str) -> None:
         if self.background not in (None, name):
             self.notes.append(f"Two backgrounds are named, {self.background} and {name}.")
         self.background = name
 
-    def _close(self) -> None:
-        if self.open:
+    def _close_if(self, condition: bool) -> None:
+        if condition and self.open:
             self.objects.append(self.open)
-        self.open = {}
+        if condition:
+            self.open, self.joined = {}, False
 
     def result(self) -> Expected | None:
-        self._close()
+        self._close_if(True)
         if not self.objects and self.background is None:
             return None
         if len(self.objects) > MAX_OBJECTS:
             self.notes.append(f"{len(self.objects)} objects are named; at most {MAX_OBJECTS} fit.")
+        for thing in self.objects:
+            if _blends(thing.get("colour"), self.background):
+                self.notes.append(f"{thing['colour']} is hardly visible on {self.background}.")
         objects = tuple(
             ExpectedObject(thing.get("colour"), thing.get("shape"), thing.get("motion"))
             for thing in self.objects
         )
         return Expected(self.background, objects, tuple(self.unknown), tuple(self.notes))
+
+
+def _blends(colour: str | None, background: str | None) -> bool:
+    from turbodiffusion.mini.world import is_excluded  # world imports this module
+
+    if colour is None or background is None:
+        return False
+    return is_excluded(COLOURS.index(colour), BACKGROUNDS.index(background))
 
 
 def unknown_words(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -138,6 +139,7 @@ def is_excluded(colour: int, background: int) -> bool:
     return not bool(_allowed_pairs()[colour, background])
 
 
+@lru_cache(maxsize=1)
 def _allowed_pairs() -> Tensor:
     """(colours, backgrounds) bool: pairs that occur."""
     colour_C13 = torch.tensor([PALETTE[name] for name in COLOURS])[:, None]
