@@ -53,7 +53,7 @@ def pieces(words: list[str]) -> list[str]:
         raise UsageError(
             "vocabulary-size",
             f"{len(words)} words need {len(table)} pieces, the table holds {VOCAB_SIZE}.",
-            f"Drop at least {len(table) - VOCAB_SIZE} words.",
+            f"Drop {len(table) - VOCAB_SIZE} or more.",
         )
     return table + [f"<unused{row}>" for row in range(len(table), VOCAB_SIZE)]
 

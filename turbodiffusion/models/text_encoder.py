@@ -143,8 +143,11 @@ class TextEncoder(nn.Module):
             UsageError: ids and mask do not fit each other, the config or the vocabulary.
         """
         self._check(ids_BS, mask_BS)
+        if not ids_BS.numel():
+            shape = (len(ids_BS), self.config.text_len, self.config.dim)
+            return self.token_embedding.weight.new_zeros(shape)
         if length is None:
-            length = max(1, int(mask_BS.sum(dim=1).max())) if len(ids_BS) else 1
+            length = max(1, int(mask_BS.sum(dim=1).max()))
             self._check_ids(ids_BS)
         mask_BS = mask_BS[:, :length]
         hidden_BSD = self(ids_BS[:, :length], mask_BS)
@@ -167,7 +170,7 @@ class TextEncoder(nn.Module):
             )
 
     def _check_ids(self, ids_BS: Tensor) -> None:
-        highest = int(ids_BS.max()) if ids_BS.numel() else 0
+        highest = int(ids_BS.max())
         if highest >= self.config.vocab_size:
             raise UsageError(
                 "text-tokenizer-mismatch",
