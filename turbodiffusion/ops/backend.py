@@ -34,6 +34,7 @@ FASTEST_FIRST: tuple[Backend, ...] = ("triton", "portable", "naive")
 OPERATORS = ("attention", "linear", "norm", "rope", "sla")
 
 _choices: dict[tuple[str, str, str], Choice] = {}
+_forms: dict[tuple[str, str, int | None, str | None], ModuleType] = {}
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ def resolve(operator: str, device: torch.device) -> Choice:
     return _choices[key]
 
 
-@torch.compiler.assume_constant_result
 def form(operator: str, device: torch.device) -> ModuleType:
     """The module that holds the functions of ``operator`` for ``device``.
 
-    ``torch.compile`` treats the answer as a constant of the compiled graph.
+    One look-up in a dictionary once the choice is made, which ``torch.compile`` traces through.
     """
-    backend = resolve(operator, device).backend
-    return importlib.import_module(f"turbodiffusion.ops.{operator}.{backend}")
+    key = operator, device.type, device.index, os.environ.get(VARIABLE)
+    if key not in _forms:
+        backend = resolve(operator, device).backend
+        _forms[key] = importlib.import_module(f"turbodiffusion.ops.{operator}.{backend}")
+    return _forms[key]
 
 
 def report(device: torch.device) -> list[tuple[str, Choice]]:
