@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbodiffusion.ops.attention.portable import fused_attention
 from turbodiffusion.ops.sla.naive import EPS, feature
 
 GATHERED_ELEMENTS = 1 << 26  # of keys, and as many of values, copied at a time
@@ -76,8 +77,8 @@ def _sparse(
         k_RSD = k_rows.index_select(0, chosen.flatten()).view(size)
         v_RSD = v_rows.index_select(0, chosen.flatten()).view(size)
         mask = None if mask_RS is None else mask_RS[start : start + step, None, None]
-        out = F.scaled_dot_product_attention(
-            q_RXD[start : start + step, None], k_RSD[:, None], v_RSD[:, None], attn_mask=mask
+        out = fused_attention(
+            q_RXD[start : start + step, None], k_RSD[:, None], v_RSD[:, None], mask=mask
         )
         parts.append(out[:, 0])
     return torch.cat(parts).view(b, n, -1, d)[:, :, :length]
