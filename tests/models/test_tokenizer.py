@@ -31,11 +31,12 @@ def file(tmp_path: Path) -> Path:
         ("A Cat, sat.", "A Cat, sat."),
         ("a\u3000b\u00a0c", "a b c"),
         ("&lt;b&gt; 1 < 2", "<b> 1 < 2"),
+        ("<b> &amp;amp; c", "<b> & c"),
         ("", ""),
         (" \t\n ", ""),
         ("日本語 のねこ", "日本語 のねこ"),
     ],
-    ids=["entities", "mojibake", "ligature", "kept", "space", "tags", "empty", "blank", "ja"],
+    ids=["entities", "mojibake", "ligature", "kept", "space", "tags", "twice", "none", "blank", "ja"],
 )  # fmt: skip
 def test_cleaning(text: str, expected: str) -> None:
     assert clean(text) == expected

@@ -58,10 +58,8 @@ def _build_stack(config: TextEncoderConfig) -> Any:
     # Set on the config and not as an argument: releases before 5 know no other kind for umT5 and
     # take no argument for it.
     settings._attn_implementation = "eager"
-    model = UMT5EncoderModel(settings)
-    # One module, so that the table stays one tensor however weights are loaded or moved.
-    model.encoder.embed_tokens = model.shared
-    return model.encoder
+    # The stack alone: its embedding table is the only one, where the whole model has a tied second.
+    return UMT5EncoderModel(settings).encoder
 
 
 def _released_block(block: Any) -> nn.ModuleDict:

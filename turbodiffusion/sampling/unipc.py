@@ -5,7 +5,8 @@ a predictor extrapolates m from the last two estimates, and a corrector redoes t
 once the estimate at its end is known. No further network calls are needed for the correction.
 
 Formulas: Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", with the choices of the
-released Wan sampler: first and last step of order 1, corrector always on.
+released Wan sampler: first step of order 1, last step onto the estimate itself, corrector always
+on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class UniPC:
             x = self._correct(i, clean)
         self._estimates = [*self._estimates[-1:], clean]
         self._sample = x
-        self._order = min(2, len(self._sigma) - 1 - i, i + 1)
+        self._order = min(2, i + 1)
         return self._predict(i, x)
 
     def _predict(self, i: int, x: Tensor) -> Tensor:
