@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
         (" \t\n ", ""),
         ("日本語 のねこ", "日本語 のねこ"),
     ],
-    ids=["entities", "mojibake", "ligature", "kept", "space", "tags", "twice", "none", "blank", "ja"],
+    ids=["entities", "ftfy", "ligature", "kept", "space", "tags", "twice", "none", "blank", "ja"],
 )  # fmt: skip
 def test_cleaning(text: str, expected: str) -> None:
     assert clean(text) == expected
