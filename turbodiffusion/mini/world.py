@@ -143,12 +143,12 @@ def is_excluded(colour: int, background: int) -> bool:
 def _allowed_pairs() -> Tensor:
     """(colours, backgrounds) bool: pairs that occur."""
     colour_C13 = torch.tensor([PALETTE[name] for name in COLOURS])[:, None]
-    rows_GR3 = torch.stack([_background_rows(index, 65) for index in range(len(BACKGROUNDS))])
+    rows_GR3 = torch.stack([background_rows(index, 65) for index in range(len(BACKGROUNDS))])
     nearest_CG = (colour_C13[:, None] - rows_GR3[None]).norm(dim=-1).amin(dim=-1)
     return nearest_CG >= MIN_CONTRAST
 
 
-def _background_rows(index: int, rows: int) -> Tensor:
+def background_rows(index: int, rows: int) -> Tensor:
     """(rows, 3) from the top edge to the bottom edge."""
     top, bottom = (torch.tensor(end) for end in GRADIENTS[BACKGROUNDS[index]])
     return torch.lerp(top, bottom, torch.linspace(0, 1, rows)[:, None])
