@@ -143,6 +143,7 @@ class ContainerEncoder:
             context = self._stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = LIMITED_RANGE
+            self._container.start_encoding()  # a size the codec refuses is known before the work
         except BaseException:
             self.abort()
             raise

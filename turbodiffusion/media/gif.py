@@ -12,7 +12,7 @@ import contextlib
 import io
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turbodiffusion.errors import MediaError, UsageError
 from turbodiffusion.media.encoders import FrameSpec
@@ -108,8 +108,3 @@ def _image_blocks(gif: bytes) -> bytes:
         palette_flags, end = 0x80 | (flags & 7), at + 10
     pixels = gif[end : _skip_sub_blocks(gif, end + 1)]
     return descriptor + bytes([palette_flags]) + palette + pixels
-
-
-def centiseconds(image: Any) -> int:
-    """How long an opened gif shows its present frame, in hundredths of a second."""
-    return round(image.info.get("duration", 0) / 10)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from turbodiffusion.errors import MediaError, UsageError
+from turbodiffusion.errors import MediaError, TurboDiffusionError, UsageError
 from turbodiffusion.media.libraries import import_pillow
 from turbodiffusion.media.settings import unreadable
 from turbodiffusion.media.sizes import RESOLUTIONS, adaptive_size, parse_size, resolution
@@ -69,6 +69,12 @@ def prepare_image(image: Tensor, height: int, width: int) -> Tensor:
             f"An image of shape {tuple(image.shape)} and type {image.dtype} cannot be prepared.",
             "It must be uint8 (3, H, W), as load_image gives it.",
         )
+    if min(height, width) < 2:  # torch 2.13 resizes uint8 to a width of 1 wrongly, or crashes
+        raise UsageError(
+            "media-size",
+            f"An image cannot be resized to {width}×{height} pixels.",
+            "Both sides must be at least 2; the networks need multiples of 8 or 16.",
+        )
     resized = functional.interpolate(
         image.cpu()[None], (height, width), mode="bilinear", antialias=True, align_corners=False
     )
@@ -95,9 +101,7 @@ def _from_file(path: Path) -> Tensor:
             f"{path} is refused: {error}",
             "Make the image smaller first; it is scaled down to the size of the video anyway.",
         ) from error
-    except MediaError:
-        raise
-    except MemoryError:
+    except (TurboDiffusionError, MemoryError):
         raise
     except Exception as error:  # a damaged file raises whatever its format's parser raises
         raise unreadable(path, error) from error
