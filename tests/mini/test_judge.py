@@ -23,7 +23,8 @@ def judge_rendered(n, frames, size, two_objects, seed, noise=0.0):
     moved: dict[str, list[bool]] = {name: [] for name in MOTIONS}
     for first in range(0, n, 4):
         videos = world.render(scenes[first : first + 4], frames, size)
-        videos += noise * torch.randn(videos.shape, generator=generator)
+        if noise:
+            videos += noise * torch.randn(videos.shape, generator=generator)
         for i, video in enumerate(videos.clamp_(0, 1)):
             want = world.expected(scenes, first + i)
             marks = score(judge(video), want)

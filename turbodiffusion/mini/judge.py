@@ -55,7 +55,7 @@ def judge(video: Tensor | np.ndarray) -> Reading:
     if clip.ndim != 4 or clip.shape[-1] != 3 or min(clip.shape) < 1:
         raise UsageError(
             "judge-shape",
-            f"A clip of shape {tuple(clip.shape)} cannot be judged, only (frames, height, width, 3).",
+            f"A clip of shape {tuple(clip.shape)} cannot be judged; (F, H, W, 3) can.",
             "Give one clip with its colours last.",
         )
     scale = 1 if clip.is_floating_point() else 255
