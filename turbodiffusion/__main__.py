@@ -1,0 +1,7 @@
+"""``python -m turbodiffusion``."""
+
+import sys
+
+from turbodiffusion.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,155 @@
+"""Training data of the embedded models: rendered on the fly, never stored.
+
+Clips come from :mod:`turbodiffusion.mini.world`; the autoencoder sees crops around edges, the
+teacher a pool of encoded clips whose oldest entries are replaced all the time.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from turbodiffusion.mini import world
+from turbodiffusion.mini.recipe import TeacherRecipe, VAERecipe
+from turbodiffusion.models.text_encoder import Tokenizer
+from turbodiffusion.models.vae import WanVAE
+
+RENDER_CHUNK = 16
+CAPTIONS_PER_CLIP = 4
+
+
+def clips(n: int, seed: int, frames: int, size: int, device: torch.device) -> Tensor:
+    """``n`` training clips (n, 3, frames, size, size) in [−1, 1], float32 on ``device``."""
+    return render_clips(world.sample_scenes(n, seed, split="train"), frames, size, device)
+
+
+def render_clips(scenes: world.Scenes, frames: int, size: int, device: torch.device) -> Tensor:
+    """The scenes as network input: (n, 3, frames, size, size) in [−1, 1]."""
+    scenes = scenes.to(device)
+    parts = [
+        world.render(scenes[i : i + RENDER_CHUNK], frames, size)
+        for i in range(0, len(scenes), RENDER_CHUNK)
+    ]
+    return torch.cat(parts).permute(0, 4, 1, 2, 3) * 2 - 1
+
+
+def crop_clips(
+    video_BCFHW: Tensor, crop: tuple[int, int], count: int, edge_share: float, seed: int
+) -> Tensor:
+    """``count`` crops of each clip, (B·count, C, crop frames, crop side, crop side).
+
+    A share of the crops is centred on a pixel drawn by the strength of the image gradient in the
+    middle frame, since objects cover little of a clip; the rest lies anywhere.
+    """
+    b, c, frames, h, w = video_BCFHW.shape
+    n_frames, side = min(crop[0], frames), min(crop[1], h, w)
+    if (n_frames, side, side) == (frames, h, w):
+        return video_BCFHW
+    rng = random.Random(seed)
+    starts = [rng.randint(0, frames - n_frames) for _ in range(b)]
+    middle = torch.stack([v[:, s + n_frames // 2] for v, s in zip(video_BCFHW, starts, strict=True)])
+    grad = (middle[..., 1:, 1:] - middle[..., :-1, 1:]).abs() + (
+        middle[..., 1:, 1:] - middle[..., 1:, :-1]
+    ).abs()
+    weight = grad.sum(1).flatten(1).clamp_min(0.05) - 0.05 + 1e-6
+    generator = torch.Generator(device=weight.device).manual_seed(seed)
+    picks = torch.multinomial(weight, count, replacement=True, generator=generator).tolist()
+    out = []
+    for i, start in enumerate(starts):
+        for pick in picks[i]:
+            if rng.random() < edge_share:
+                y, x = divmod(pick, w - 1)
+                y, x = y - side // 2, x - side // 2
+            else:
+                y, x = rng.randint(0, h - side), rng.randint(0, w - side)
+            y, x = min(max(y, 0), h - side), min(max(x, 0), w - side)
+            out.append(video_BCFHW[i, :, start : start + n_frames, y : y + side, x : x + side])
+    return torch.stack(out)
+
+
+def vae_batch(
+    recipe: VAERecipe, step: int, rank: int, frames: int, size: int, device: torch.device
+) -> Tensor:
+    """The batch of a training step; the same for the same recipe, step and process."""
+    seed = recipe.seed * 1_000_003 + step * 64 + rank
+    if recipe.full_every and step % recipe.full_every == recipe.full_every - 1:
+        return clips(recipe.full_batch, seed, frames, size, device)
+    count = recipe.crops_per_clip
+    video = clips(max(1, recipe.batch // count), seed, frames, size, device)
+    if recipe.still_every and step % recipe.still_every == recipe.still_every - 1:
+        return crop_clips(video, (5, recipe.crop[1]), count, recipe.edge_share, seed)
+    return crop_clips(video, recipe.crop, count, recipe.edge_share, seed)
+
+
+class LatentPool:
+    """A ring of encoded clips with tokenised captions, on the training device.
+
+    Args:
+        recipe: sizes of the pool and of its refresh.
+        vae: frozen autoencoder on ``device``; clips are encoded in its precision.
+        tokenizer: of the embedded text encoder.
+        frames, size: of the rendered clips.
+        seed: start of the clip numbering; entry ``k`` ever added has seed ``seed + k``.
+    """
+
+    def __init__(
+        self, recipe: TeacherRecipe, vae: WanVAE, tokenizer: Tokenizer,
+        frames: int, size: int, device: torch.device, seed: int,
+    ) -> None:  # fmt: skip
+        self.recipe, self.vae, self.tokenizer = recipe, vae, tokenizer
+        self.frames, self.size, self.device = frames, size, device
+        self.seed = seed
+        self.added = 0
+        self.debt = 0.0
+        self.latents: Tensor | None = None
+        self.ids: Tensor | None = None
+        self.masks: Tensor | None = None
+        self.dtype = next(vae.parameters()).dtype
+
+    def __len__(self) -> int:
+        return min(self.added, self.recipe.pool)
+
+    @torch.no_grad()
+    def add(self, n: int) -> None:
+        """Render, encode and tokenise ``n`` clips over the oldest entries."""
+        for first in range(0, n, RENDER_CHUNK):
+            self._add_chunk(min(RENDER_CHUNK, n - first))
+
+    def _add_chunk(self, n: int) -> None:
+        seed = self.seed + self.added
+        scenes = world.sample_scenes(n, seed, split="train")
+        latent = self.vae.encode_parallel(
+            render_clips(scenes, self.frames, self.size, self.device).to(self.dtype)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        texts = [world.captions(scenes, generator) for _ in range(CAPTIONS_PER_CLIP)]
+        tokens = [self.tokenizer(list(group)) for group in texts]
+        if self.latents is None or self.ids is None or self.masks is None:
+            room = self.recipe.pool
+            shape = (room, CAPTIONS_PER_CLIP, tokens[0][0].shape[1])
+            self.latents = torch.empty(
+                (room, *latent.shape[1:]), dtype=torch.bfloat16, device=self.device
+            )
+            self.ids = torch.zeros(shape, dtype=torch.int64, device=self.device)
+            self.masks = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        slots = torch.arange(self.added, self.added + n, device=self.device) % self.recipe.pool
+        self.latents[slots] = latent.to(torch.bfloat16)
+        self.ids[slots] = torch.stack([ids for ids, _ in tokens], 1).to(self.device)
+        self.masks[slots] = torch.stack([mask for _, mask in tokens], 1).to(self.device)
+        self.added += n
+
+    def refresh(self) -> None:
+        """Pay this step's share of new clips, in whole chunks."""
+        self.debt += self.recipe.refresh
+        if self.debt >= RENDER_CHUNK:
+            self.add(RENDER_CHUNK)
+            self.debt -= RENDER_CHUNK
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(latents float32 (n, C, T, H, W), ids (n, S), masks (n, S)) of random entries."""
+        assert self.latents is not None and self.ids is not None and self.masks is not None
+        pick = torch.randint(len(self), (n,), generator=generator).to(self.device)
+        variant = torch.randint(CAPTIONS_PER_CLIP, (n,), generator=generator).to(self.device)
+        return self.latents[pick].float(), self.ids[pick, variant], self.masks[pick, variant]

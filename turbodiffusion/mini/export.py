@@ -1,0 +1,113 @@
+"""The files of an embedded model, and how a stage writes and finds them.
+
+Weights are safetensors in bf16 under the released key names, with the card and the stage's report
+in the metadata; ``<size>_report.json`` beside them gathers recipe, seed, cost and quality.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.errors import WeightsError
+from turbodiffusion.mini import world
+from turbodiffusion.mini.recipe import SizeRecipe
+from turbodiffusion.mini.runtime import Worker
+from turbodiffusion.mini.vocabulary import build_tokenizer
+from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.models.text_encoder import TextEncoder
+from turbodiffusion.models.vae import WanVAE
+
+PACKAGED = Path(__file__).parent / "weights"
+
+
+def size_name(size: SizeRecipe) -> str:
+    """``micro`` or ``mini``: the first part of every file name."""
+    return size.card_name.split("-")[0]
+
+
+def file(size: SizeRecipe, folder: Path, part: str) -> Path:
+    """Path of ``vae``, ``text``, ``t2v_teacher`` (safetensors) or ``tokenizer``, ``report``."""
+    extension = "json" if part in ("tokenizer", "report") else "safetensors"
+    return folder / f"{size_name(size)}_{part}.{extension}"
+
+
+def _write(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt", **metadata})
+    os.replace(partial, path)
+
+
+def update_report(size: SizeRecipe, folder: Path, **parts: Any) -> Path:
+    """Merge ``parts`` into the report file of ``size`` in ``folder``."""
+    path = file(size, folder, "report")
+    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({**old, **parts}, indent=1) + "\n", "utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def save_vae(size: SizeRecipe, vae: WanVAE, report: dict[str, Any], folder: Path) -> None:
+    """Write the autoencoder; its latent statistics travel in the metadata."""
+    metadata = {
+        "card": size.card_name,
+        "role": "vae",
+        "latent_mean": json.dumps(report["latent_mean"]),
+        "latent_std": json.dumps(report["latent_std"]),
+        "training": json.dumps(report),
+    }
+    _write(vae, file(size, folder, "vae"), metadata)
+    update_report(size, folder, vae=report)
+
+
+def save_teacher(
+    size: SizeRecipe, dit: WanDiT, text: TextEncoder, report: dict[str, Any], folder: Path
+) -> None:
+    """Write the teacher and the text encoder that was trained with it."""
+    metadata = {"card": size.card_name, "training": json.dumps(report)}
+    _write(dit, file(size, folder, "t2v_teacher"), {**metadata, "role": "dit"})
+    _write(text, file(size, folder, "text"), {**metadata, "role": "text_encoder"})
+    update_report(size, folder, teacher=report)
+
+
+def write_tokenizer(size: SizeRecipe, folder: Path) -> Path:
+    """The tokenizer file of the closed vocabulary, written once into ``folder``."""
+    path = file(size, folder, "tokenizer")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        build_tokenizer(list(world.WORDS), path)
+    return path
+
+
+def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
+    """The file in ``folder``, else the packaged one."""
+    for place in (folder, PACKAGED):
+        if file(size, place, part).exists():
+            return file(size, place, part)
+    raise WeightsError(
+        "mini-stage-missing",
+        f"{file(size, folder, part).name} is neither in {folder} nor in the package.",
+        f"Train that stage first: turbodiffusion mini train vae --size {size_name(size)}.",
+    )
+
+
+def load_embedded_vae(size: SizeRecipe, folder: Path, worker: Worker) -> WanVAE:
+    """The trained autoencoder, frozen, in the worker's precision."""
+    from turbodiffusion.weights.load import load_vae
+
+    path = find_part(size, folder, "vae")
+    vae = load_vae(path, size.card.vae, device=worker.device, dtype=worker.dtype)
+    return vae.requires_grad_(False).eval()

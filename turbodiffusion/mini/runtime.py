@@ -1,0 +1,110 @@
+"""The process a stage runs in: its device, its rank, and what it records about itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+import turbodiffusion
+from turbodiffusion.mini.recipe import Stage, as_json
+from turbodiffusion.mini.state import StageClock
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a stage. ``dtype`` is the precision of the live module."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+    compile: bool = False
+
+    @classmethod
+    def start(cls, device: str | None = None, compile: bool | None = None) -> Worker:
+        """Join the process group that ``torchrun`` announces, if any, and choose the device.
+
+        A GPU computes in bf16 and compiles; a CPU computes in float32, which is faster there for
+        networks this small, and compiles only when asked.
+        """
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        target = torch.device(name)
+        if target.type == "cuda" and target.index is None:
+            target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if target.type == "cuda":
+            torch.cuda.set_device(target)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
+        on_gpu = target.type == "cuda"
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        return cls(target, dtype, rank, world, on_gpu if compile is None else compile)
+
+    def agree(self, stop: bool) -> bool:
+        """True in every process as soon as one wants to stop; clocks differ between them."""
+        if self.world == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def report(self, stage: Stage, clock: StageClock, **more: Any) -> dict[str, Any]:
+        """Recipe, cost and machine of a finished stage, as plain values."""
+        return {
+            "complete": True,
+            "recipe": as_json(stage),
+            "steps": clock.step,
+            "seconds": round(clock.elapsed, 1),
+            "processes": self.world,
+            **machine(self.device),
+            **more,
+        }
+
+    def leave(self) -> None:
+        """Leave the process group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement ran on, as plain values."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "version": turbodiffusion.__version__,
+    }
+
+
+def try_compile(function: T, worker: Worker) -> T:
+    """``torch.compile`` where the worker asks for it; a failing compiler costs speed, not the run."""
+    if not worker.compile:
+        return function
+    compiled = torch.compile(function, dynamic=False)
+    broken = False
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal broken
+        if not broken:
+            try:
+                return compiled(*args, **kwargs)
+            except Exception as error:  # the compiler raises many kinds
+                broken = True
+                warnings.warn(
+                    f"torch.compile failed ({type(error).__name__}: {str(error)[:300]}); "
+                    "continuing without it.",
+                    stacklevel=2,
+                )
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]

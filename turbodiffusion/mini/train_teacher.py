@@ -1,0 +1,172 @@
+"""Stage 1: the slow teacher, by flow matching, with its text encoder learning beside it.
+
+x_t = (1 − t)·x0 + t·noise with t bent towards noise by ``shift``; the network predicts
+noise − x0. Empty captions in a share of the batch teach the unconditional branch of guidance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.mini.data import LatentPool
+from turbodiffusion.mini.export import load_embedded_vae, save_teacher, write_tokenizer
+from turbodiffusion.mini.optim import MasterAdamW, learning_rate
+from turbodiffusion.mini.recipe import SizeRecipe, TeacherRecipe
+from turbodiffusion.mini.runtime import Worker, try_compile
+from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
+from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
+from turbodiffusion.sampling.schedule import model_timestep
+
+CHECK_EVERY = 8
+
+
+class Teacher(nn.Module):
+    """The network and the text encoder under one set of names."""
+
+    def __init__(self, dit: WanDiT, text: TextEncoder) -> None:
+        super().__init__()
+        self.dit = dit
+        self.text = text
+
+
+def noisy_pair(
+    x0_BCTHW: Tensor, shift: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_t, velocity target, t (B, 1)) in float32 for a batch of clean latents."""
+    noise = torch.randn(x0_BCTHW.shape, generator=generator, device=x0_BCTHW.device)
+    u = torch.rand(x0_BCTHW.shape[0], 1, generator=generator, device=x0_BCTHW.device)
+    t = shift * u / (1 + (shift - 1) * u)
+    t_B1111 = t[:, :, None, None, None]
+    return (1 - t_B1111) * x0_BCTHW + t_B1111 * noise, noise - x0_BCTHW, t
+
+
+def text_keys(encoder: TextEncoder) -> list[tuple[str, nn.Parameter]]:
+    """Trainable tensors of the encoder; a tied embedding counts once."""
+    return [(f"text.{name}", p) for name, p in encoder.named_parameters()]
+
+
+def build(size: SizeRecipe, worker: Worker) -> Teacher:
+    """A freshly initialised teacher; the text encoder stays in float32 while it learns."""
+    card = size.card
+    torch.manual_seed(size.teacher.seed)
+    dit = WanDiT(card.dit)
+    dit.init_weights()
+    text = TextEncoder(card.text)
+    text.init_weights()
+    return Teacher(dit.to(worker.device, worker.dtype), text.to(worker.device))
+
+
+class TeacherRun:
+    """The mutable parts of the stage, and its one step."""
+
+    def __init__(self, size: SizeRecipe, folder: Path, worker: Worker) -> None:
+        self.size, self.folder, self.worker = size, folder, worker
+        self.recipe: TeacherRecipe = size.teacher
+        self.model = build(size, worker)
+        dit_named = [(f"dit.{n}", p) for n, p in self.model.dit.named_parameters()]
+        self.optim = MasterAdamW(dit_named + text_keys(self.model.text), self.recipe)
+        self.vae = load_embedded_vae(size, folder, worker)
+        self.tokenizer = Tokenizer.from_file(write_tokenizer(size, folder), size.card.text.text_len)
+        empty_ids, empty_mask = self.tokenizer([""])
+        self.empty = empty_ids.to(worker.device), empty_mask.to(worker.device)
+        self.velocity = try_compile(self.model.dit.forward, worker)
+        self.pool: LatentPool | None = None
+
+    def use_pool(self, scale: int) -> None:
+        """Clips of 1/``scale`` of the card's side and length, unless they are in use already."""
+        card = self.size.card
+        side = card.height // scale
+        frames = (card.frames - 1) // scale + 1
+        if self.pool is not None and self.pool.size == side:
+            return
+        seed = self.recipe.seed * 10_000_019 + self.worker.rank * 1_000_003 + side
+        self.pool = None
+        self.pool = LatentPool(
+            self.recipe, self.vae, self.tokenizer, frames, side, self.worker.device, seed
+        )
+        self.pool.add(self.recipe.first_pool)
+
+    def loss(self, step: int, batch: int) -> Tensor:
+        """Squared error of the predicted velocity on one drawn batch."""
+        assert self.pool is not None
+        seed = self.recipe.seed * 1_000_003 + step * 64 + self.worker.rank
+        draw = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.worker.device).manual_seed(seed)
+        x0, ids, mask = self.pool.draw(batch, draw)
+        dropped = (torch.rand(batch, 1, generator=draw) < self.recipe.drop).to(x0.device)
+        ids = torch.where(dropped, self.empty[0], ids)
+        mask = torch.where(dropped, self.empty[1], mask)
+        x_t, target, t = noisy_pair(x0, self.recipe.shift, generator)
+        context = self.model.text.encode(ids, mask, length=ids.shape[1])
+        dtype = self.worker.dtype
+        out = self.velocity(x_t.to(dtype), model_timestep(t), context.to(dtype))
+        return (out.float() - target).square().mean()
+
+    def export_module(self) -> Teacher:
+        """The averaged weights in a module of the same kind."""
+        self.optim.restore_average()
+        self.model.eval()
+        return self.model
+
+
+def train_teacher(
+    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None
+) -> dict[str, Any]:
+    """Run or continue the stage; returns the report that is stored beside the weights.
+
+    Writes ``teacher.state`` (resumable) and, after every run, ``<size>_t2v_teacher.safetensors``,
+    ``<size>_text.safetensors`` with the moving average, so that an unfinished teacher can be tried.
+    """
+    run = TeacherRun(size, folder, worker)
+    recipe = run.recipe
+    clock = StageClock(recipe, run_minutes)
+    log = Log(folder / "teacher.jsonl", worker.rank > 0)
+    state_file = folder / "teacher.state"
+    samples = 0
+    if state := load_state(state_file):
+        run.optim.load_state_dict(state["optim"])
+        clock.step, clock.before, samples = state["step"], state["seconds"], state["samples"]
+        clock.step -= clock.step % CHECK_EVERY
+
+    def save() -> None:
+        if worker.rank == 0:
+            values = {"step": clock.step, "seconds": clock.elapsed, "samples": samples}
+            save_state(state_file, {"optim": run.optim.state_dict(), **values})
+
+    mean_loss = torch.zeros((), device=worker.device)
+    while True:
+        # Processes compare clocks now and then only: each comparison waits for the device.
+        if clock.step % CHECK_EVERY == 0:
+            if worker.agree(clock.done or clock.pause):
+                break
+            small = worker.agree(clock.progress < recipe.small_share)
+            run.use_pool(2 if small else 1)
+        batch = recipe.small_batch if small else recipe.batch
+        loss = run.loss(clock.step, batch)
+        loss.backward()
+        norm = run.optim.step(learning_rate(recipe, clock.step, clock.progress))
+        mean_loss += (loss.detach() - mean_loss) * 0.02
+        samples += batch * worker.world
+        assert run.pool is not None
+        run.pool.refresh()
+        clock.step += 1
+        if clock.step % 100 == 0 and worker.rank == 0:
+            log.write(
+                stage="teacher", step=clock.step, loss=mean_loss.item(), grad=norm.item(),
+                samples=samples, pool=run.pool.added, seconds=clock.elapsed, run=clock.run_elapsed,
+                progress=clock.progress,
+            )  # fmt: skip
+        if clock.due():
+            save()
+    save()
+    report = worker.report(recipe, clock, samples=samples, loss=mean_loss.item())
+    report["complete"] = clock.done
+    model = run.export_module()
+    if worker.rank == 0:
+        save_teacher(size, model.dit, model.text, report, folder)
+    return report

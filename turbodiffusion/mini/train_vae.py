@@ -1,0 +1,119 @@
+"""Stage 0: the embedded autoencoder, trained on rendered crops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbodiffusion.mini import data
+from turbodiffusion.mini.export import save_vae
+from turbodiffusion.mini.optim import MasterAdamW, learning_rate
+from turbodiffusion.mini.recipe import SizeRecipe, VAERecipe
+from turbodiffusion.mini.runtime import Worker, try_compile
+from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
+from turbodiffusion.models.vae import WanVAE
+
+STAT_CLIPS = 512
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+Decode = Callable[[Tensor], Tensor]
+
+
+def vae_loss(
+    encode: Encode, decode: Decode, video_BCFHW: Tensor, kl: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(loss, squared error) of one batch in [−1, 1]; the latent is drawn from the posterior.
+
+    The KL term is the mean over latent elements against N(0, 1). ``decode`` must not rescale:
+    latent statistics are measured when training is over.
+    """
+    mu, logvar = encode(video_BCFHW)
+    mu, logvar = mu.float(), logvar.float().clamp(-30, 20)
+    noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+    z = mu + noise * (0.5 * logvar).exp()
+    out = decode(z.to(video_BCFHW.dtype)).float()
+    target = video_BCFHW.float()
+    square = F.mse_loss(out, target)
+    divergence = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean()
+    return F.l1_loss(out, target) + square + kl * divergence, square
+
+
+@torch.no_grad()
+def latent_stats(vae: WanVAE, frames: int, size: int, worker: Worker) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every latent channel over rendered clips."""
+    total = square = count = 0.0
+    for first in range(0, STAT_CLIPS, data.RENDER_CHUNK):
+        video = data.clips(data.RENDER_CHUNK, 7_000_000 + first, frames, size, worker.device)
+        mu = vae.encode_moments(video.to(worker.dtype))[0].double()
+        total = total + mu.sum((0, 2, 3, 4))
+        square = square + mu.square().sum((0, 2, 3, 4))
+        count += mu.numel() / mu.shape[1]
+    mean = total / count
+    return mean.float().cpu(), (square / count - mean.square()).sqrt().float().cpu()
+
+
+def train_vae(
+    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None
+) -> dict[str, Any]:
+    """Run or continue the stage; returns the report that is stored beside the weights.
+
+    Writes ``vae.state`` (resumable) and, when the stage is complete, ``<size>_vae.safetensors``.
+    """
+    recipe: VAERecipe = size.vae
+    card = size.card
+    torch.manual_seed(recipe.seed)
+    vae = WanVAE(card.vae)
+    vae.init_weights()
+    vae.to(worker.device, worker.dtype)
+    optim = MasterAdamW(vae.named_parameters(), recipe)
+    clock = StageClock(recipe, run_minutes)
+    log = Log(folder / "vae.jsonl", worker.rank > 0)
+    state_file = folder / "vae.state"
+    if state := load_state(state_file):
+        optim.load_state_dict(state["optim"])
+        clock.step, clock.before = state["step"], state["seconds"]
+
+    def save() -> None:
+        if worker.rank == 0:
+            save_state(
+                state_file,
+                {"optim": optim.state_dict(), "step": clock.step, "seconds": clock.elapsed},
+            )
+
+    encode = try_compile(vae.encode_moments, worker)
+    decode = try_compile(vae.decode_parallel, worker)
+    generator = torch.Generator(worker.device)
+    while not (worker.agree(clock.done or clock.pause)):
+        batch = data.vae_batch(
+            recipe, clock.step, worker.rank, card.frames, card.height, worker.device
+        ).to(worker.dtype)
+        generator.manual_seed(recipe.seed * 1_000_003 + clock.step * 64 + worker.rank)
+        loss, square = vae_loss(encode, decode, batch, recipe.kl, generator)
+        loss.backward()
+        norm = optim.step(learning_rate(recipe, clock.step, clock.progress))
+        if clock.step % 100 == 0 and worker.rank == 0:
+            psnr = -10 * math.log10(square.item() / 4)
+            log.write(
+                stage="vae", step=clock.step, loss=loss.item(), psnr=psnr, grad=norm.item(),
+                seconds=clock.elapsed, progress=clock.progress,
+            )  # fmt: skip
+        clock.step += 1
+        if clock.due():
+            save()
+    save()
+    if not clock.done:
+        return {"complete": False, "step": clock.step, "seconds": clock.elapsed}
+
+    optim.restore_average()
+    vae.eval()
+    mean, std = latent_stats(vae, card.frames, card.height, worker)
+    vae.set_latent_stats(mean.tolist(), std.tolist())
+    report = worker.report(recipe, clock, latent_mean=mean.tolist(), latent_std=std.tolist())
+    if worker.rank == 0:
+        save_vae(size, vae, report, folder)
+    return report
