@@ -8,7 +8,7 @@ for and which command fetches it; this module downloads only when asked to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,8 @@ def find(
         WeightsError: a file is missing (with the command that fetches it) or unsuitable.
         UsageError: a name that is neither a model, a path nor a hub id.
     """
+    if role not in (None, "dit", *COMPANIONS):
+        raise ValueError(f"role {role!r} is neither 'dit' nor one of {COMPANIONS}")
     given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
     request = _Request(given, role, download)
     name = str(name_or_path) if name_or_path is not None else default_name()
@@ -218,18 +220,9 @@ def _experts(
     found: Description, main: Path, second: Path | None, one: ModelCard
 ) -> dict[str, Path]:
     """Both experts of a two-network model from one of them and, if known, the other."""
-    swap = {"high": "low", "low": "high"}
-    if second is None and found.expert in swap:
-        other = swap[found.expert]
-        options = [main.with_name(main.name.replace(found.expert, other))]
-        options.append(
-            main.parent.with_name(main.parent.name.replace(found.expert, other)) / main.name
-        )
-        options = [p for p in options if p != main and p.exists()]
-        if found.expert == "low" and options:
-            main, second = options[0], main
-        elif options:
-            second = options[0]
+    other = next(iter(_partners(main, found.expert)), None) if second is None else None
+    if other:
+        main, second = (other, main) if found.expert == "low" else (main, other)
     if second is None or not second.exists():
         raise WeightsError(
             "weights-expert-missing",
@@ -242,6 +235,19 @@ def _experts(
     require_config(other_found, one.dit, one.name)
     warn_if_swapped(main, second)
     return {"high": main, "low": second}
+
+
+def _partners(path: Path, expert: str) -> Iterator[Path]:
+    """Existing paths that differ from ``path`` in naming the other expert, file name first."""
+    swap = {"high": "low", "low": "high"}
+    if expert not in swap:
+        return
+    for write in (str, str.upper, str.capitalize):
+        old, new = write(expert), write(swap[expert])
+        parent = path.parent.with_name(path.parent.name.replace(old, new))
+        for option in (path.with_name(path.name.replace(old, new)), parent / path.name):
+            if option != path and option.exists():
+                yield option
 
 
 def _complete(
