@@ -25,6 +25,7 @@ from typing import Literal, cast
 
 import torch
 
+from turbodiffusion import ops
 from turbodiffusion.errors import SetupError, UsageError
 
 Backend = Literal["naive", "portable", "triton"]
@@ -34,7 +35,6 @@ FASTEST_FIRST: tuple[Backend, ...] = ("triton", "portable", "naive")
 OPERATORS = ("attention", "linear", "norm", "rope", "sla")
 
 _choices: dict[tuple[str, str, str], Choice] = {}
-_forms: dict[tuple[str, str, int | None, str | None], ModuleType] = {}
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,16 @@ def resolve(operator: str, device: torch.device) -> Choice:
 def form(operator: str, device: torch.device) -> ModuleType:
     """The module that holds the functions of ``operator`` for ``device``.
 
-    One look-up in a dictionary once the choice is made, which ``torch.compile`` traces through.
+    ``torch.compile`` traces through it in one graph, also where nothing was resolved before: the
+    name of the form is a constant of the graph, and a module is reached by attributes alone.
     """
-    key = operator, device.type, device.index, os.environ.get(VARIABLE)
-    if key not in _forms:
-        backend = resolve(operator, device).backend
-        _forms[key] = importlib.import_module(f"turbodiffusion.ops.{operator}.{backend}")
-    return _forms[key]
+    package: ModuleType = getattr(ops, operator)
+    return getattr(package, _resolved_name(operator, device))
+
+
+@torch.compiler.assume_constant_result
+def _resolved_name(operator: str, device: torch.device) -> str:
+    return resolve(operator, device).backend
 
 
 def report(device: torch.device) -> list[tuple[str, Choice]]:
