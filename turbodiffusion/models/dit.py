@@ -39,7 +39,11 @@ Text = Tensor | KeysValues
 
 
 class SparseLinearAttention(nn.Module):
-    """SLA with its projection ``proj_l``, zero at first and shared by the heads of the layer."""
+    """SLA with its projection ``proj_l``, zero at first and shared by the heads of the layer.
+
+    ``sagesla`` names the same function with an 8-bit sparse branch; until that operator has a
+    form of its own it is computed like ``sla``, which is slower and more exact.
+    """
 
     def __init__(self, head_dim: int, settings: Attention) -> None:
         super().__init__()
