@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_FPS = 50  # browsers show a delay under 2/100 s as 10/100 s
+SMALL = 2**15  # pixels of a frame that is shown enlarged
 _LOOP_FOREVER = b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
 _TRAILER = b"\x3b"
 
@@ -60,11 +61,18 @@ class GifEncoder:
             self._file.write(control + _image_blocks(self._compress(rgb)))
 
     def _compress(self, rgb: np.ndarray) -> bytes:
-        """One frame as a gif of its own."""
+        """One frame as a gif of its own.
+
+        Small frames are looked at enlarged, where dithering shows as dirt: they get the most
+        careful palette and nothing else. On large ones that palette takes half a second a frame
+        (832×480), and gradients need dithering against banding.
+        """
         image = self._image.fromarray(rgb)
-        indexed = image.quantize(256, method=self._image.Quantize.MEDIANCUT)
-        if image.getcolors(256) is None:
-            indexed = image.quantize(palette=indexed, dither=self._image.Dither.FLOYDSTEINBERG)
+        if rgb.size // 3 <= SMALL or image.getcolors(256) is not None:
+            indexed = image.quantize(256, method=self._image.Quantize.MEDIANCUT)
+        else:
+            palette = image.quantize(256, method=self._image.Quantize.FASTOCTREE)
+            indexed = image.quantize(palette=palette, dither=self._image.Dither.FLOYDSTEINBERG)
         buffer = io.BytesIO()
         indexed.save(buffer, "GIF", interlace=0)
         return buffer.getvalue()
