@@ -16,8 +16,13 @@ from turbodiffusion.mini.recipe import TeacherRecipe, VAERecipe
 from turbodiffusion.models.text_encoder import Tokenizer
 from turbodiffusion.models.vae import WanVAE
 
-RENDER_CHUNK = 16
+CHUNK_PIXELS = 8 << 20
 CAPTIONS_PER_CLIP = 4
+
+
+def chunk_of(frames: int, size: int) -> int:
+    """Clips that are rendered and encoded together: as many as fit ``CHUNK_PIXELS``."""
+    return max(1, min(128, CHUNK_PIXELS // (frames * size * size)))
 
 
 def clips(n: int, seed: int, frames: int, size: int, device: torch.device) -> Tensor:
@@ -28,9 +33,9 @@ def clips(n: int, seed: int, frames: int, size: int, device: torch.device) -> Te
 def render_clips(scenes: world.Scenes, frames: int, size: int, device: torch.device) -> Tensor:
     """The scenes as network input: (n, 3, frames, size, size) in [−1, 1]."""
     scenes = scenes.to(device)
+    chunk = chunk_of(frames, size)
     parts = [
-        world.render(scenes[i : i + RENDER_CHUNK], frames, size)
-        for i in range(0, len(scenes), RENDER_CHUNK)
+        world.render(scenes[i : i + chunk], frames, size) for i in range(0, len(scenes), chunk)
     ]
     return torch.cat(parts).permute(0, 4, 1, 2, 3) * 2 - 1
 
@@ -43,13 +48,15 @@ def crop_clips(
     A share of the crops is centred on a pixel drawn by the strength of the image gradient in the
     middle frame, since objects cover little of a clip; the rest lies anywhere.
     """
-    b, c, frames, h, w = video_BCFHW.shape
+    frames, h, w = video_BCFHW.shape[2:]
     n_frames, side = min(crop[0], frames), min(crop[1], h, w)
     if (n_frames, side, side) == (frames, h, w):
         return video_BCFHW
     rng = random.Random(seed)
-    starts = [rng.randint(0, frames - n_frames) for _ in range(b)]
-    middle = torch.stack([v[:, s + n_frames // 2] for v, s in zip(video_BCFHW, starts, strict=True)])
+    starts = [rng.randint(0, frames - n_frames) for _ in video_BCFHW]
+    middle = torch.stack(
+        [video[:, s + n_frames // 2] for video, s in zip(video_BCFHW, starts, strict=True)]
+    )
     grad = (middle[..., 1:, 1:] - middle[..., :-1, 1:]).abs() + (
         middle[..., 1:, 1:] - middle[..., 1:, :-1]
     ).abs()
@@ -101,6 +108,7 @@ class LatentPool:
         self.recipe, self.vae, self.tokenizer = recipe, vae, tokenizer
         self.frames, self.size, self.device = frames, size, device
         self.seed = seed
+        self.chunk = chunk_of(frames, size)
         self.added = 0
         self.debt = 0.0
         self.latents: Tensor | None = None
@@ -114,8 +122,8 @@ class LatentPool:
     @torch.no_grad()
     def add(self, n: int) -> None:
         """Render, encode and tokenise ``n`` clips over the oldest entries."""
-        for first in range(0, n, RENDER_CHUNK):
-            self._add_chunk(min(RENDER_CHUNK, n - first))
+        for first in range(0, n, self.chunk):
+            self._add_chunk(min(self.chunk, n - first))
 
     def _add_chunk(self, n: int) -> None:
         seed = self.seed + self.added
@@ -143,9 +151,9 @@ class LatentPool:
     def refresh(self) -> None:
         """Pay this step's share of new clips, in whole chunks."""
         self.debt += self.recipe.refresh
-        if self.debt >= RENDER_CHUNK:
-            self.add(RENDER_CHUNK)
-            self.debt -= RENDER_CHUNK
+        if self.debt >= self.chunk:
+            self.add(self.chunk)
+            self.debt -= self.chunk
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(latents float32 (n, C, T, H, W), ids (n, S), masks (n, S)) of random entries."""

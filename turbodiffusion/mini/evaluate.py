@@ -159,10 +159,24 @@ def _judge_all(row: Row, scenes: world.Scenes, video: Tensor) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows of :meth:`Row.as_json` as aligned text, accuracies in percent with 95 % intervals."""
-    header = ["row", "combinations", "objects", "videos", *ATTRIBUTES, "PSNR dB", "calls", "s/video"]
+    header = [
+        "row",
+        "combinations",
+        "objects",
+        "videos",
+        *ATTRIBUTES,
+        "PSNR dB",
+        "calls",
+        "s/video",
+    ]
     lines = [header]
     for row in rows:
-        cells = [row["row"], row["split"].replace("_", "-"), str(row["objects"]), str(row["videos"])]
+        cells = [
+            row["row"],
+            row["split"].replace("_", "-"),
+            str(row["objects"]),
+            str(row["videos"]),
+        ]
         for name in ATTRIBUTES:
             value = row.get(name)
             if value is None:

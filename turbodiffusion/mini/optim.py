@@ -62,7 +62,9 @@ class MasterAdamW:
         for p, g in zip(self.live, self.grads, strict=True):
             if p.grad is None:
                 g.zero_()
-        pairs = [(g, p.grad) for p, g in zip(self.live, self.grads, strict=True) if p.grad is not None]
+        pairs = [
+            (g, p.grad) for p, g in zip(self.live, self.grads, strict=True) if p.grad is not None
+        ]
         torch._foreach_copy_([g for g, _ in pairs], [grad for _, grad in pairs])
         if dist.is_initialized():
             flat = torch.cat([g.flatten() for g in self.grads])

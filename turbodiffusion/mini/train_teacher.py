@@ -74,7 +74,8 @@ class TeacherRun:
         self.tokenizer = Tokenizer.from_file(write_tokenizer(size, folder), size.card.text.text_len)
         empty_ids, empty_mask = self.tokenizer([""])
         self.empty = empty_ids.to(worker.device), empty_mask.to(worker.device)
-        self.velocity = try_compile(self.model.dit.forward, worker)
+        self.compiled = try_compile(self.model.dit.forward, worker)
+        self.velocity = self.compiled
         self.pool: LatentPool | None = None
 
     def use_pool(self, scale: int) -> None:
@@ -84,6 +85,8 @@ class TeacherRun:
         frames = (card.frames - 1) // scale + 1
         if self.pool is not None and self.pool.size == side:
             return
+        # Compiling again for the short small phase would cost more than it saves.
+        self.velocity = self.compiled if scale == 1 else self.model.dit.forward
         seed = self.recipe.seed * 10_000_019 + self.worker.rank * 1_000_003 + side
         self.pool = None
         self.pool = LatentPool(

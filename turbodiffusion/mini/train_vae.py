@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,27 @@ from turbodiffusion.mini import data
 from turbodiffusion.mini.export import save_vae
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, VAERecipe
-from turbodiffusion.mini.runtime import Worker, try_compile
+from turbodiffusion.mini.runtime import Worker
 from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
 from turbodiffusion.models.vae import WanVAE
 
 STAT_CLIPS = 512
-Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-Decode = Callable[[Tensor], Tensor]
+STAT_SEED = 7_000_000
 
 
 def vae_loss(
-    encode: Encode, decode: Decode, video_BCFHW: Tensor, kl: float, generator: torch.Generator
+    vae: WanVAE, video_BCFHW: Tensor, kl: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """(loss, squared error) of one batch in [−1, 1]; the latent is drawn from the posterior.
 
-    The KL term is the mean over latent elements against N(0, 1). ``decode`` must not rescale:
-    latent statistics are measured when training is over.
+    The KL term is the mean over latent elements against N(0, 1). The autoencoder must not rescale
+    its latents yet: their statistics are measured when training is over.
     """
-    mu, logvar = encode(video_BCFHW)
+    mu, logvar = vae.encode_moments(video_BCFHW)
     mu, logvar = mu.float(), logvar.float().clamp(-30, 20)
     noise = torch.randn(mu.shape, generator=generator, device=mu.device)
     z = mu + noise * (0.5 * logvar).exp()
-    out = decode(z.to(video_BCFHW.dtype)).float()
+    out = vae.decode_parallel(z.to(video_BCFHW.dtype)).float()
     target = video_BCFHW.float()
     square = F.mse_loss(out, target)
     divergence = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean()
@@ -47,14 +45,23 @@ def vae_loss(
 def latent_stats(vae: WanVAE, frames: int, size: int, worker: Worker) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every latent channel over rendered clips."""
     total = square = count = 0.0
-    for first in range(0, STAT_CLIPS, data.RENDER_CHUNK):
-        video = data.clips(data.RENDER_CHUNK, 7_000_000 + first, frames, size, worker.device)
+    chunk = data.chunk_of(frames, size)
+    for first in range(0, STAT_CLIPS, chunk):
+        video = data.clips(chunk, STAT_SEED + first, frames, size, worker.device)
         mu = vae.encode_moments(video.to(worker.dtype))[0].double()
         total = total + mu.sum((0, 2, 3, 4))
         square = square + mu.square().sum((0, 2, 3, 4))
         count += mu.numel() / mu.shape[1]
     mean = total / count
     return mean.float().cpu(), (square / count - mean.square()).sqrt().float().cpu()
+
+
+def channels_last(vae: WanVAE) -> None:
+    """Lay the weights out as cuDNN's half-precision convolutions want them; values stay."""
+    for parameter in vae.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.ndim)
+        if layout:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def train_vae(
@@ -70,6 +77,8 @@ def train_vae(
     vae = WanVAE(card.vae)
     vae.init_weights()
     vae.to(worker.device, worker.dtype)
+    if worker.device.type == "cuda":
+        channels_last(vae)
     optim = MasterAdamW(vae.named_parameters(), recipe)
     clock = StageClock(recipe, run_minutes)
     log = Log(folder / "vae.jsonl", worker.rank > 0)
@@ -85,15 +94,15 @@ def train_vae(
                 {"optim": optim.state_dict(), "step": clock.step, "seconds": clock.elapsed},
             )
 
-    encode = try_compile(vae.encode_moments, worker)
-    decode = try_compile(vae.decode_parallel, worker)
     generator = torch.Generator(worker.device)
-    while not (worker.agree(clock.done or clock.pause)):
+    while not worker.agree(clock.done or clock.pause):
         batch = data.vae_batch(
             recipe, clock.step, worker.rank, card.frames, card.height, worker.device
         ).to(worker.dtype)
+        if worker.device.type == "cuda":
+            batch = batch.contiguous(memory_format=torch.channels_last_3d)
         generator.manual_seed(recipe.seed * 1_000_003 + clock.step * 64 + worker.rank)
-        loss, square = vae_loss(encode, decode, batch, recipe.kl, generator)
+        loss, square = vae_loss(vae, batch, recipe.kl, generator)
         loss.backward()
         norm = optim.step(learning_rate(recipe, clock.step, clock.progress))
         if clock.step % 100 == 0 and worker.rank == 0:
