@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OUTPUT_FOLDER = Path("output")
-
 
 def add_parser(subparsers: Any) -> None:
     """Register the command. Defaults come from the model's card, so most flags default to None."""
@@ -18,17 +16,27 @@ def add_parser(subparsers: Any) -> None:
         description="Make videos from prompts. Without --model the embedded model is used.",
     )  # fmt: skip
     p.add_argument("prompt", nargs="?", help="what to show")
-    p.add_argument("--prompts", type=Path, metavar="FILE",
-                   help="many prompts, one a line, or JSON lines with any of these settings")  # fmt: skip
-    p.add_argument("--like", type=Path, metavar="FILE",
-                   help="repeat the settings stored in a video; other flags win over them")  # fmt: skip
+    p.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="many prompts, one a line, or JSON lines with any of these settings",
+    )
+    p.add_argument(
+        "--like",
+        type=Path,
+        metavar="FILE",
+        help="repeat the settings stored in a video; other flags win over them",
+    )
     p.add_argument("--model", help="a name that `models` lists, a file, a folder or a hub id")
     p.add_argument("--low", type=Path, help="low-noise expert, when --model is the high-noise file")
     p.add_argument("--vae", type=Path, help="autoencoder file, when it is not beside the model")
     p.add_argument("--text-encoder", type=Path, help="text encoder file")
     p.add_argument("--tokenizer", type=Path, help="tokenizer.json of the text encoder")
     p.add_argument("--image", help="first frame, for image-to-video models")
-    p.add_argument("--output", "-o", help="file; its extension is the format (mp4 webm gif png jpg)")
+    p.add_argument(
+        "--output", "-o", help="file; its extension is the format (mp4 webm gif png jpg)"
+    )
     p.add_argument("--num", type=int, help="videos of each prompt, with seeds counting up")
     p.add_argument("--seed", type=int, help="of the noise (default 0); the same on every machine")
     p.add_argument("--steps", type=int, help="network calls, 1 to 4; any number with --baseline")
@@ -52,12 +60,19 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, load, and make one video after the other; finished ones stay whatever happens."""
-    from turbodiffusion.pipeline.batch import generate_all, plan_jobs
+    import warnings
 
+    from turbodiffusion.mini.language import read_prompt
+    from turbodiffusion.pipeline.batch import generate_all
+    from turbodiffusion.pipeline.jobs import plan_jobs
+
+    warnings.showwarning = _show_warning
     flags = {k: v for k, v in vars(args).items() if v is not None and k not in ("command", "json")}
     jobs = plan_jobs(flags)
     failed = 0
-    for result in generate_all(jobs, flags):
+    embedded = False
+    for result in generate_all(jobs, flags, read_prompt):
+        embedded |= result.embedded
         if args.json:
             print(json.dumps(result.as_json()), flush=True)
         elif result.error is None:
@@ -66,4 +81,13 @@ def run(args: argparse.Namespace) -> int:
             failed += 1
             print(f"error [{result.error.code}]: {result.error.message}\n"
                   f"  fix: {result.error.fix}", file=sys.stderr)  # fmt: skip
+    if embedded:
+        from turbodiffusion.pipeline.advice import real_model_command
+
+        print(f"For a real model: {real_model_command()}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line on stderr instead of Python's two with a source path."""
+    print(f"warning: {message}", file=sys.stderr)

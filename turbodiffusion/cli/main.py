@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser; with ``only`` just that command's module is imported, which keeps start-up short."""
+    """The parser; with ``only`` just that command's module is imported: start-up stays short."""
     parser = argparse.ArgumentParser(
         prog="turbodiffusion",
         description="Video from a prompt in a few network calls.",

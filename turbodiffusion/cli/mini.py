@@ -21,7 +21,9 @@ def add_parser(subparsers: Any) -> None:
     train.add_argument("stage", choices=("vae", "teacher", "all"))
     train.add_argument("--size", default="micro", help="micro (CPU, hours) or mini (GPU)")
     train.add_argument("--out", type=Path, help="folder of states, logs and weights")
-    train.add_argument("--run-minutes", type=float, help="pause after this long; run again to go on")
+    train.add_argument(
+        "--run-minutes", type=float, help="pause after this long; run again to go on"
+    )
     train.add_argument("--minutes", type=float, help="training time of the stage over all runs")
     train.add_argument("--steps", type=int, help="steps of the stage over all runs")
     train.add_argument("--batch", type=int, help="clips in a step, for each process")
@@ -33,9 +35,13 @@ def add_parser(subparsers: Any) -> None:
     judge.add_argument("--weights", type=Path, help="folder with the weights; default: packaged")
     judge.add_argument("--samples", type=int, default=32, help="videos a row (default 32)")
     judge.add_argument("--objects", default="1", help="1, 2 or 1,2 (default 1)")
-    judge.add_argument("--rows", default="truth,vae,teacher", help="which rows, separated by commas")
+    judge.add_argument(
+        "--rows", default="truth,vae,teacher", help="which rows, separated by commas"
+    )
     judge.add_argument("--batch", type=int, default=8)
-    judge.add_argument("--steps", type=int, help="solver steps of the teacher (default: its card's)")
+    judge.add_argument(
+        "--steps", type=int, help="solver steps of the teacher (default: its card's)"
+    )
     judge.add_argument("--guidance", type=float)
     judge.add_argument("--device")
     judge.add_argument("--record", action="store_true", help="store the table in the report file")

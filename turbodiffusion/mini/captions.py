@@ -263,3 +263,11 @@ def unknown_words(text: str) -> list[str]:
     for word in re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower()):
         reader.read(word, "")
     return reader.unknown
+
+
+def vocabulary_help() -> str:
+    """What the language can say, in one paragraph for a warning."""
+    return (
+        f"It knows the shapes {', '.join(SHAPES)}; the colours {', '.join(COLOURS)}; the motions "
+        f"{', '.join(MOTIONS)}; and the backgrounds {', '.join(BACKGROUNDS)}."
+    )

@@ -88,7 +88,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def try_compile(function: T, worker: Worker) -> T:
-    """``torch.compile`` where the worker asks for it; a failing compiler costs speed, not the run."""
+    """``torch.compile`` where the worker asks for it; if it fails the run goes on without."""
     if not worker.compile:
         return function
     compiled = torch.compile(function, dynamic=False)

@@ -1,4 +1,4 @@
-"""Text and image to video: the only room that puts networks, sampler, weights and files together."""
+"""Text and image to video: the one room that joins networks, sampler, weights and files."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Runs the jobs of ``generate``: one load, one video after the other, each written as it decodes."""
+"""Runs the jobs of ``generate``: one load, one video after the other, written as it decodes."""
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from turbodiffusion.pipeline.pipeline import Pipeline
 
 LOAD_FLAGS = ("device", "attention", "topk", "low", "vae", "text_encoder", "tokenizer")
+ReadPrompt = Callable[[str], tuple[str, list[str]]]
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     error: TurboDiffusionError | None = None
+    embedded: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """One line of ``--json``."""
@@ -39,11 +40,18 @@ class Result:
         return {"path": str(self.path), "seconds": self.seconds, "settings": self.settings}
 
 
-def generate_all(jobs: list[Job], flags: dict[str, Any]) -> Iterator[Result]:
+def generate_all(
+    jobs: list[Job], flags: dict[str, Any], read_prompt: ReadPrompt | None = None
+) -> Iterator[Result]:
     """Make every job's video. A job that fails does not stop the others.
 
     Requests are checked against the card before any weight is loaded, so that a wrong number in
     the last line of a prompts file costs nothing.
+
+    Args:
+        jobs: from :func:`~turbodiffusion.pipeline.jobs.plan_jobs`.
+        flags: values of the command line; those of ``LOAD_FLAGS`` and ``model`` are used.
+        read_prompt: for embedded models: a prompt to (the text to encode, sentences to show).
     """
     from turbodiffusion.weights.find import find
 
@@ -58,26 +66,37 @@ def generate_all(jobs: list[Job], flags: dict[str, Any]) -> Iterator[Result]:
         pipe = load(flags.get("model"), **{k: flags[k] for k in LOAD_FLAGS if k in flags})
     for job, request in zip(jobs, requests, strict=True):
         try:
-            yield run_job(pipe, job, request, progress)
+            yield run_job(pipe, job, request, progress, read_prompt)
         except TurboDiffusionError as error:
             if error.exit_code == 130 or len(jobs) == 1:
                 raise
             yield Result(job, error=error)
-    if card.embedded:
-        progress.note(_beyond(pipe, requests))
 
 
-def run_job(pipe: Pipeline, job: Job, request: Request, progress: Progress) -> Result:
+def run_job(
+    pipe: Pipeline,
+    job: Job,
+    request: Request,
+    progress: Progress,
+    read_prompt: ReadPrompt | None = None,
+) -> Result:
     """One video, from prompt to file."""
     from turbodiffusion.media.write import open_writer
 
     assert request.width and request.height and request.frames
-    result = Result(job, settings=pipe.settings_of(request))
+    result = Result(job, settings=pipe.settings_of(request), embedded=pipe.card.embedded)
     clock = time.perf_counter
     start = clock()
     progress.begin(job.number, request.prompt)
+    text = request.prompt
+    if pipe.card.embedded and read_prompt is not None:
+        text, notes = read_prompt(text)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+    if text != request.prompt:
+        result.settings["read_as"] = text
     with progress.phase("reading the prompt"):
-        context = pipe.encode_prompts([request.prompt])
+        context = pipe.encode_prompts([text])
         negative = pipe.encode_prompts([request.negative]) if request.baseline else None
     if image := job.settings.get("image"):
         result.settings["image"] = str(image)
@@ -108,26 +127,3 @@ def _announce(card: Any, request: Request) -> str:
     length = request.frames / card.fps
     return (f"{embedded}{card.name}: {request.width}×{request.height}, {request.frames} frames "
             f"({length:.1f} s at {card.fps} fps), {how}")  # fmt: skip
-
-
-def _beyond(pipe: Pipeline, requests: list[Request]) -> str:
-    """After a video of the embedded model: its language, and the way to a real model."""
-    from turbodiffusion.mini.captions import unknown_words
-    from turbodiffusion.mini.world import VOCABULARY_HELP
-    from turbodiffusion.pipeline.advice import real_model_command
-
-    unknown = list(dict.fromkeys(w for r in requests for w in unknown_words(r.prompt)))
-    lines = []
-    if unknown:
-        warnings.warn(
-            f"The embedded model does not know {', '.join(map(repr, unknown[:6]))}. "
-            f"{VOCABULARY_HELP}",
-            stacklevel=2,
-        )
-    lines.append(f"A real model for this computer: {real_model_command()}")
-    return "\n".join(lines)
-
-
-def show_warning(message: Any, *_: Any, **__: Any) -> None:
-    """Warnings as one line on stderr instead of Python's two with a source path."""
-    print(f"warning: {message}", file=sys.stderr)

@@ -59,8 +59,11 @@ def plan_jobs(flags: dict[str, Any]) -> list[Job]:
     jobs: list[Job] = []
     for settings in merged:
         if not str(settings.get("prompt") or "").strip():
-            raise UsageError("prompt-empty", "There is no prompt.",
-                             'Describe what to show: turbodiffusion generate "a red circle".')  # fmt: skip
+            raise UsageError(
+                "prompt-empty",
+                "There is no prompt.",
+                'Describe what to show: turbodiffusion generate "a red circle".',
+            )
         count = settings.pop("num", 1)
         if not isinstance(count, int) or count < 1:
             raise UsageError("num-illegal", f"--num {count} is not a number of videos.",
