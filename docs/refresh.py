@@ -1,0 +1,68 @@
+"""Run the commands shown in the documentation and put their real output in.
+
+A block is marked by a comment, and everything inside its fence is replaced:
+
+    <!-- run: turbodiffusion mini world -->
+    ```console
+    …
+    ```
+
+``turbodiffusion`` stands for this interpreter's package, ``REPO`` for the checkout. Commands of one page run in one temporary
+folder, in order, so that a later one can use the file of an earlier one. A command that fails is
+shown with its exit code, which pages about errors want. ``python docs/refresh.py [PAGE …]``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- run: (?P<command>.+?) -->\n```console\n).*?(\n```)", re.DOTALL)
+BAR = re.compile(r"[^\n]*\r")
+
+
+def output_of(command: str, folder: Path) -> str:
+    """What a person sees: the command line, then stdout and stderr as they come."""
+    words = shlex.split(command.replace("REPO", ROOT.as_posix()))
+    real = [sys.executable, "-m", *words] if words[0] == "turbodiffusion" else words
+    done = subprocess.run(
+        real,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    text = BAR.sub("", done.stdout).replace(str(folder) + os.sep, "").replace(str(ROOT), ".")
+    code = f"\n(exit code {done.returncode})" if done.returncode else ""
+    command = command.replace("REPO/", "")
+    return f"$ {command}\n{text.strip()}{code}"
+
+
+def refresh(page: Path) -> int:
+    """Replace the outputs of one page; returns how many blocks it has."""
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+
+        def replace(match: re.Match[str]) -> str:
+            nonlocal count
+            count += 1
+            return match[1] + output_of(match["command"], Path(folder).resolve()) + match[3]
+
+        text = BLOCK.sub(replace, page.read_text("utf-8"))
+    page.write_text(text, "utf-8")
+    return count
+
+
+if __name__ == "__main__":
+    pages = [Path(p) for p in sys.argv[1:]] or [*sorted(Path(__file__).parent.glob("*.md"))]
+    for page in pages:
+        print(f"{page.name}: {refresh(page)} outputs")
