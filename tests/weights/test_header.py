@@ -191,6 +191,11 @@ TABLES = [
     {"a": {"dtype": "F32", "data_offsets": [0, 4]}},
     {"a": {"dtype": "F32", "shape": [1], "data_offsets": 3}},
     {"a": 5},
+    {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+    {
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+    },
 ]
 
 
@@ -285,3 +290,25 @@ def test_tensor_beyond_its_storage(tmp_path: Path) -> None:
 def test_garbage_pickle(tmp_path: Path) -> None:
     raises("weights-header", write_pickle_zip(tmp_path / "a.pth", b"\x80\x02}q"))
     raises("weights-header", write_pickle_zip(tmp_path / "b.pth", b"R."))
+
+
+def test_tensors_saved_on_a_gpu(tmp_path: Path) -> None:
+    # torch.save writes the device's name once and refers back to it.
+    data = torch_pickle({"a": torch.ones(2), "b": torch.zeros(3)})
+    data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+    assert b"cuda:0" in data
+    storages = {"0": torch.ones(2).numpy().tobytes(), "1": bytes(12)}
+    path = write_pickle_zip(tmp_path / "gpu.pth", data, storages)
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.tensor("a").tolist() == [1.0, 1.0]
+        assert checkpoint.tensor("a").device.type == "cpu"
+
+
+def test_a_sound_header_over_an_unreadable_file(tmp_path: Path) -> None:
+    table = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+             "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+             "c": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}  # fmt: skip
+    path = write_raw_safetensors(tmp_path / "m.safetensors", table, bytes(12))
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(path).tensor("a")
+    assert caught.value.code == "weights-unreadable"

@@ -126,6 +126,12 @@ def test_transformers_text_encoder(config: TextEncoderConfig) -> None:
     assert resolve(there).names["token_embedding.weight"] == "encoder.embed_tokens.weight"
 
 
+def test_a_tokenizer_packed_into_the_text_encoder_is_left_out() -> None:
+    there = transformers_shapes(MICRO_TEXT) | {"spiece_model": (4_548_313,)}
+    layout = resolve(there)
+    assert layout.others == () and "spiece_model" not in layout.names.values()
+
+
 CASES = {
     "dit": spec_shapes(MICRO_DIT),
     "int8": spec_shapes(MICRO_DIT, quantized=True),

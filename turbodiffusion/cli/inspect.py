@@ -65,7 +65,8 @@ def usage(found: Description) -> str:
     """The command that uses this file."""
     if found.kind == "dit" and found.card:
         image = " --image FILE" if "I2V" in found.card else ""
-        return f'turbodiffusion generate "PROMPT"{image} --model {found.path}'
+        path = f'"{found.path}"' if " " in str(found.path) else found.path
+        return f'turbodiffusion generate "PROMPT"{image} --model {path}'
     if found.kind in ("vae", "text_encoder"):
         return "found by itself when it lies beside the DiT, in ./checkpoints or in the hub cache"
     return ""

@@ -168,6 +168,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]
     end = max((t.offset + t.nbytes for t in tensors.values()), default=8 + length)
     if end > size:
         raise _truncated(path, end, size, "by its header")
+    # The format allows neither gaps nor overlaps; the library refuses what this lets pass.
+    used = sum(t.nbytes for t in tensors.values())
+    if used != size - 8 - length:
+        raise _malformed(path, f"its tensors cover {used} of {size - 8 - length} bytes")
     return tensors, metadata
 
 

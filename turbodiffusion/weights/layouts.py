@@ -60,6 +60,8 @@ TRANSFORMERS_TEXT: Table = (
 )
 # A second name of a tied tensor, accepted in place of the first or beside it.
 ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
+# The tokenizer's own file, which some repackages carry along as a tensor of bytes.
+IGNORED = ("spiece_model",)
 
 _RESIDUAL = (
     ("residual.0", "norm1"),
@@ -174,6 +176,8 @@ def resolve(shapes: Mapping[str, tuple[int, ...]], wrapper: str = "") -> Layout:
         wrappers.append(prefix)
     inner = {k[len(prefix) :]: full for k, full in keys.items() if k.startswith(prefix)}
     others = [full for k, full in keys.items() if not k.startswith(prefix)]
+    for ignored in IGNORED:
+        inner.pop(ignored, None)
     if kind == "dit" and len(shapes.get(inner.get(PATCH, ""), ())) == 5:
         wrappers.append("5-D patch_embedding")
     table = _table(kind, dialect, inner)

@@ -77,11 +77,19 @@ class Checkpoint:
     def _load(self, file: Path) -> Any:
         with file.open("rb") as start:
             zipped = start.read(2) == b"PK"
-        if not zipped:
-            from safetensors import safe_open
+        try:
+            if not zipped:
+                from safetensors import safe_open
 
-            return safe_open(str(file), framework="pt", device="cpu")
-        table = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+                return safe_open(str(file), framework="pt", device="cpu")
+            table = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        # The header was sound, so this is rare; both libraries raise kinds of their own.
+        except Exception as error:
+            raise WeightsError(
+                "weights-unreadable",
+                f"{file} could not be opened: {type(error).__name__}: {error}",
+                "Fetch the file again, or rewrite it with `turbodiffusion convert`.",
+            ) from error
         return table[self.header.wrapper] if self.header.wrapper else table
 
 
