@@ -8,24 +8,26 @@ is already installed correctly costs no download again.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from turbodiffusion.bootstrap import gpu, repair, tags
+from turbodiffusion.bootstrap import gpu, repair
 from turbodiffusion.bootstrap.environment import MARK, Environment
-from turbodiffusion.bootstrap.pip import OLDEST_PIP, PIP, Pip
-from turbodiffusion.bootstrap.sizes import Size, of_packages, of_torch
+from turbodiffusion.bootstrap.pip import RAW_PIP, Pip
+from turbodiffusion.bootstrap.progress import say
+from turbodiffusion.bootstrap.sizes import MB
 from turbodiffusion.bootstrap.tags import Build, Machine
-from turbodiffusion.errors import CapacityError, SetupError
+from turbodiffusion.bootstrap.torch_source import check_disk, choose_build, install_torch
+from turbodiffusion.errors import CapacityError, SetupError, TurboDiffusionError
 
-WHEEL_INDEX = "https://download.pytorch.org/whl/"
+BARE = 100 * MB  # an environment with pip alone, with room to spare
 PATH_FILE = "turbodiffusion.pth"
 
 TRIAL = """
@@ -33,11 +35,6 @@ import json, torch, numpy, safetensors, tokenizers, transformers, av, PIL, ftfy,
 gpu = torch.cuda.is_available()
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": gpu}))
 """
-
-
-def say(text: str) -> None:
-    """One line for the person who waits; stdout belongs to the command."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def ensure(environment: Environment, extras: Sequence[str] = ()) -> None:
@@ -52,33 +49,29 @@ def ensure(environment: Environment, extras: Sequence[str] = ()) -> None:
         reason = environment.outdated(extras)  # another start may have finished meanwhile
         if not reason:
             return
-        say(f"Setting up {environment.folder} ({reason}).")
         _check_folder(environment)
-        machine = gpu.read_machine()
-        build = _choose(machine)
-        extras = sorted({*extras, *environment.drop_stamp()})
-        fresh = _make(environment)
+        say(f"Setting up {environment.folder} ({reason}).")
         try:
-            _fill(environment, extras, machine, build)
-        except SetupError as error:
-            if fresh or error.code != "setup-broken":
-                raise
-            say("The repaired environment does not work; making it anew.")
-            _remove(environment.folder)
-            _make(environment)
-            _fill(environment, extras, machine, build)
+            _set_up(environment, extras)
+        except OSError as error:
+            raise _explain(environment.folder, error) from error
 
 
-def _choose(machine: Machine) -> Build:
-    asked = os.environ.get("TURBODIFFUSION_TORCH")
-    build = tags.parse(asked) if asked else tags.choose(machine)
-    driver = ".".join(map(str, machine.driver))
-    for found in machine.gpus:
-        capability = ".".join(map(str, found.capability))
-        say(f"  GPU: {found.name}, capability {capability}, driver {driver}")
-    for note in build.notes:
-        say(f"  {note}")
-    return build
+def _set_up(environment: Environment, extras: Sequence[str]) -> None:
+    """Repair or make the environment; what cannot be repaired is made anew once."""
+    machine = gpu.read_machine()
+    build = choose_build(machine)
+    extras = sorted({*extras, *environment.drop_stamp()})
+    fresh = _make(environment)
+    try:
+        _fill(environment, extras, machine, build)
+    except SetupError as error:
+        if fresh or error.code != "setup-broken":
+            raise
+        say("The repaired environment does not work; making it anew.")
+        _remove(environment.folder)
+        _make(environment)
+        _fill(environment, extras, machine, build)
 
 
 def _check_folder(environment: Environment) -> None:
@@ -108,11 +101,9 @@ def _make(environment: Environment) -> bool:
         repair.clean(environment)
         return False
     _remove(folder)
-    try:
-        folder.mkdir(parents=True)
-        (folder / MARK).write_text("Made by turbo.py; `python turbo.py uninstall` removes it.\n")
-    except OSError as error:
-        raise _folder_error(folder, error) from error
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("Made by turbo.py; `python turbo.py uninstall` removes it.\n")
+    check_disk(str(folder), BARE)
     say("  Making a private Python environment …")
     done = subprocess.run(
         [getattr(sys, "_base_executable", sys.executable), "-m", "venv", str(folder)],
@@ -123,11 +114,6 @@ def _make(environment: Environment) -> bool:
         errors="replace",
     )
     if done.returncode:
-        (folder / "setup.log").write_text(done.stdout, "utf-8")
-        if "No space left" in done.stdout or shutil.disk_usage(folder).free < 50_000_000:
-            raise CapacityError(
-                "disk-full", f"The disk of {folder} is full.", "Free some space and start again."
-            )
         last = (done.stdout.strip().splitlines() or ["no reason given"])[-1]
         raise SetupError(
             "setup-venv",
@@ -150,10 +136,14 @@ def _remove(folder: Path) -> None:
         ) from error
 
 
-def _folder_error(folder: Path, error: OSError) -> SetupError:
+def _explain(folder: Path, error: OSError) -> TurboDiffusionError:
+    """A full disk or a folder that may not be written, as a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        sentence = f"The disk became full while {folder} was being filled."
+        return CapacityError("disk-full", sentence, "Free some space and start again.")
     return SetupError(
         "setup-folder",
-        f"{folder} cannot be written to ({error.strerror}).",
+        f"{error.filename or folder} cannot be written to ({error.strerror}).",
         "Move the checkout to a folder of yours, or set TURBODIFFUSION_VENV to one.",
     )
 
@@ -161,10 +151,9 @@ def _folder_error(folder: Path, error: OSError) -> SetupError:
 def _fill(environment: Environment, extras: Sequence[str], machine: Machine, build: Build) -> None:
     """Install torch, then everything else with torch pinned, and try the result."""
     pip = Pip(environment.python, environment.folder / "setup.log")
-    if pip.version() < OLDEST_PIP:
-        say("  Updating pip, which is older than 22.2 …")
-        pip.install(["--upgrade", PIP])
-    torch, index = _install_torch(environment, pip, machine, build, extras)
+    if pip.version() < RAW_PIP:
+        pip.refresh()
+    torch, index = install_torch(environment, pip, machine, build, extras)
     requirements = environment.root / "requirements"
     pins = environment.folder / "torch.txt"
     pins.write_text(f"torch=={torch}\n", "utf-8")
@@ -182,93 +171,14 @@ def _fill(environment: Environment, extras: Sequence[str], machine: Machine, bui
     _try_out(environment, build, extras, torch)
 
 
-def _install_torch(
-    environment: Environment, pip: Pip, machine: Machine, build: Build, extras: Sequence[str]
-) -> tuple[str, str]:
-    """Install torch from the nearest place; returns its exact version and the index used, or ''."""
-
-    def announce(where: str, torch: Size) -> None:
-        _announce(environment, where, torch, of_packages(machine, extras))
-
-    present = repair.installed_torch(environment)
-    if present in (build.exact, build.untagged):
-        announce("torch is in place", Size(0, 0))
-        return present.partition(":")[0], ""
-    if machine.system != "Darwin":  # its only build is that of the default index
-        local = ["--no-index", "--no-deps", f"torch=={build.exact}"]
-        if pip.ask(["install", "--dry-run", "--quiet", *local])[0] == 0:
-            announce(
-                f"torch {build.exact} from pip's find-links folder",
-                Size(0, of_torch(machine, build).disk),
-            )
-            pip.install(local)
-            return build.exact, ""
-        index = WHEEL_INDEX + build.tag
-        if _offers(pip, index, build.exact):
-            announce(
-                f"torch {build.exact} from the PyTorch wheel index, tag {build.tag}",
-                of_torch(machine, build),
-            )
-            pip.install(["--no-deps", f"torch=={build.exact}", "--index-url", index])
-            return build.exact, "" if build.tag == "cpu" else index
-        build = tags.default_index(build, machine)
-        say("  The PyTorch wheel index cannot be reached: torch comes from the default index.")
-        for note in build.notes:
-            say(f"  {note}")
-    if present == build.untagged:
-        announce("torch is in place", Size(0, 0))
-        return build.torch, ""
-    announce(
-        f"torch {build.torch} from the default package index",
-        of_torch(machine, build, default_index=True),
-    )
-    pip.install(["--no-deps", f"torch=={build.torch}"])
-    return build.torch, ""
-
-
-def _offers(pip: Pip, index: str, version: str) -> bool:
-    """Whether the wheel index can be reached and lists ``version`` for this interpreter."""
-    quick = ["--retries", "1", "--timeout", "15"]
-    status, text = pip.ask(["index", "versions", "torch", "--index-url", index, *quick])
-    listed = {word.strip(" ,") for line in text.splitlines() for word in line.split()}
-    return status == 0 and version in listed
-
-
-def _announce(environment: Environment, where: str, torch: Size, packages: Size) -> None:
-    """Say what will be downloaded and how large it is, and check the disk for it.
-
-    pip keeps a temporary copy and one in its cache, so a download counts twice.
-    """
-    total = torch + packages
-    say(f"  {where[0].upper()}{where[1:]}: {torch.text}; other packages: {packages.text}.")
-    say(f"  Up to {total.download_text} to download, about {total.disk_text} on disk afterwards.")
-    folder, temporary = environment.folder, tempfile.gettempdir()
-    need = total.disk + 2 * total.download
-    _check_disk(str(folder), need if _same_disk(folder, temporary) else total.disk)
-    _check_disk(temporary, total.download)
-
-
-def _same_disk(first: str | Path, second: str | Path) -> bool:
-    return os.stat(first).st_dev == os.stat(second).st_dev
-
-
-def _check_disk(folder: str, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise CapacityError(
-            "disk-full",
-            f"{folder} has {free / 1e9:.1f} GB free; the set-up needs {need / 1e9:.1f} GB there.",
-            "Free some space, or set TURBODIFFUSION_VENV (and TMPDIR) to folders on a larger disk.",
-        )
-
-
 def _write_path_file(environment: Environment) -> None:
     """Let the environment's Python find this checkout from any folder.
 
-    An ``import`` line with an ASCII literal, since the encoding of plain lines depends on the
+    An ``import`` line with the path's bytes, since the encoding of plain lines depends on the
     Python release and the system's language.
     """
-    line = f"import sys; sys.path.insert(0, {str(environment.root)!a})\n"
+    path = os.fsencode(environment.root)
+    line = f"import os, sys; sys.path.insert(0, os.fsdecode({path!r}))\n"
     (environment.site_packages / PATH_FILE).write_text(line, "ascii")
 
 

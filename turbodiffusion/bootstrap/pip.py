@@ -16,10 +16,16 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from turbodiffusion.bootstrap.progress import Progress
 from turbodiffusion.errors import CapacityError, SetupError, TurboDiffusionError
 
-OLDEST_PIP = (22, 2)  # the first with --dry-run; older ones come with distribution Pythons
-PIP = "pip>=25,<27"
+OLDEST_PIP = (22, 2)
+"""The first with --dry-run; distributions still ship older ones."""
+
+RAW_PIP = (24, 1)
+"""The first that reports its progress as plain numbers."""
+
+NEW_PIP = "pip==25.3"
 
 NOT_THERE = re.compile(r"No matching distribution found|ResolutionImpossible")
 """What pip says when an index cannot be reached or does not hold the version."""
@@ -113,19 +119,28 @@ class Pip:
         found = re.match(r"pip (\d+)\.(\d+)", text)
         return tuple(map(int, found.groups())) if status == 0 and found else ()
 
+    def refresh(self) -> None:
+        """Bring pip to a release that tells its progress; an older one serves without network."""
+        try:
+            self.install(["--retries", "1", "--upgrade", NEW_PIP])
+        except SetupError:
+            if self.version() < OLDEST_PIP:
+                raise
+
     def install(self, arguments: Sequence[str]) -> None:
-        """``pip install`` with its progress on stderr.
+        """``pip install`` with its progress on stderr; wheels only, nothing is compiled.
 
         Raises:
             SetupError, CapacityError: with the cause read from pip's messages.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "install"]
+        raw = ["--progress-bar", "raw"] if self.version() >= RAW_PIP else ["--progress-bar", "off"]
+        command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "install", *raw]
         process = subprocess.Popen(
-            [*command, *arguments],
+            [*command, "--no-compile", "--only-binary=:all:", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=self.environment(),
             encoding="utf-8",
             errors="replace",
@@ -140,16 +155,18 @@ class Pip:
             raise explain(said, self.log)
 
     def _follow(self, process: subprocess.Popen[str]) -> str:
-        """Log pip's messages, show the ones a waiting user wants, return the last of them."""
+        """Log what pip says, show what a waiting person wants, return the last of it."""
         last: deque[str] = deque(maxlen=200)
-        assert process.stderr is not None
+        progress = Progress(sys.stderr)
+        assert process.stdout is not None
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {process.args!r}\n")
-            for line in process.stderr:
-                log.write(line)
-                last.append(line)
-                if "Retrying" in line:
-                    print("  no answer from the package index, trying again …", file=sys.stderr)
+            for line in process.stdout:
+                progress.feed(line)
+                if not line.startswith("Progress "):
+                    log.write(line)
+                    last.append(line)
+        progress.close()
         process.wait()
         return "".join(last)
 

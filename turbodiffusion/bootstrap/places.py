@@ -95,6 +95,8 @@ def _uninstall(found: Sequence[Place], environment: Environment, yes: bool, mode
     if own and (yes or _agree("Remove the environment, lock file and cache?")):
         for place in own:
             _remove(place.path)
+    elif own:
+        print("Nothing of these was removed.")
     for place in found:
         if place.kind != "models":
             continue
