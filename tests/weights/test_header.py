@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -16,9 +17,12 @@ from torch import nn
 
 from tests.weights.helpers import Call, torch_pickle, write_pickle_zip, write_raw_safetensors
 from turbodiffusion.errors import WeightsError
+from turbodiffusion.models.cards import DiTConfig
 from turbodiffusion.weights.convert import read_range
+from turbodiffusion.weights.detect import describe
 from turbodiffusion.weights.header import read_header
 from turbodiffusion.weights.read import open_checkpoint
+from turbodiffusion.weights.synthetic import write_synthetic
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -312,3 +316,24 @@ def test_a_sound_header_over_an_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         open_checkpoint(path).tensor("a")
     assert caught.value.code == "weights-unreadable"
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_random_damage_is_read_or_refused_never_a_crash(tmp_path: Path, suffix: str) -> None:
+    sizes = DiTConfig(8, 8, 1, 1, in_dim=1, out_dim=1, text_dim=2, freq_dim=2)
+    whole = write_synthetic(sizes, tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"damaged.{suffix}"
+    draw = random.Random(0)
+    codes = set()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        reach = len(whole) if suffix == "pth" else 4500  # the header, where damage shows
+        for _ in range(draw.choice((1, 3, 20))):
+            damaged[draw.randrange(reach)] = draw.randrange(256)
+        end = len(whole) if draw.random() < 0.8 else draw.randrange(1, len(whole))
+        path.write_bytes(damaged[:end])
+        try:
+            describe(read_header(path))
+        except WeightsError as error:
+            codes.add(error.code)
+    assert {"weights-header", "weights-truncated"} <= codes

@@ -150,13 +150,16 @@ def read_pth_header(path: Path) -> Header:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, ValueError) as error:
+    except zipfile.BadZipFile as error:
         raise WeightsError(
             "weights-truncated",
             f"{path} ({path.stat().st_size} bytes) ends before its table of contents: "
             "the download is incomplete.",
             sniff.AGAIN,
         ) from error
+    # A directory of random bytes can ask for any version, encoding or offset of the zip format.
+    except Exception as error:
+        raise _damaged(path, f"its zip directory cannot be read ({error})") from error
     with archive:
         root, tree, foreign = _read_pickle(path, archive)
         wrapper, flat = _unwrap(path, tree)
