@@ -14,12 +14,13 @@ PACKAGE = ROOT / "turbodiffusion"
 
 LEVELS = (
     ("errors",),
-    ("ops", "bootstrap"),
+    ("ops",),
     ("models",),
     ("sampling", "weights", "memory", "media", "parallel"),
     ("pipeline",),
     ("serve", "doctor", "bench", "train", "mini", "integrations"),
     ("cli", "inference"),
+    ("bootstrap",),
 )
 """A room imports rooms of earlier levels only."""
 
