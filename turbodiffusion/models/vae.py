@@ -166,21 +166,17 @@ class WanVAE(nn.Module):
 
     def encode_moments(self, video_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, Z, T, h, w) of the posterior, unscaled; the training form."""
-        self._check_video(video_BCFHW)
-        moments = self.conv1(self.encoder(video_BCFHW.to(self.dtype)))
-        mu, logvar = moments.to(video_BCFHW.dtype).chunk(2, dim=1)
+        mu, logvar = self._moments(video_BCFHW).to(video_BCFHW.dtype).chunk(2, dim=1)
         return mu, logvar
 
     def encode_parallel(self, video_BCFHW: Tensor) -> Tensor:
         """:meth:`encode` of the whole clip at once, differentiable."""
-        self._check_video(video_BCFHW)
-        moments = self.conv1(self.encoder(video_BCFHW.to(self.dtype)))
-        return self._scaled(moments).to(video_BCFHW.dtype)
+        return self._scaled(self._moments(video_BCFHW)).to(video_BCFHW.dtype)
 
     def decode_parallel(self, latent_BZTHW: Tensor) -> Tensor:
         """:meth:`decode` of the whole clip at once, differentiable."""
         self._check_latent(latent_BZTHW)
-        z = self.conv2(self._unscaled(latent_BZTHW.to(self.dtype)))
+        z = self.conv2(self._unscaled(self._ready(latent_BZTHW)))
         return self.decoder(z).to(latent_BZTHW.dtype)
 
     @torch.no_grad()
@@ -198,7 +194,7 @@ class WanVAE(nn.Module):
         cache: Cache = {}
         stride = self.config.temporal_stride
         lengths = [1] + [stride] * (video_BCFHW.shape[2] // stride)
-        stretches = video_BCFHW.to(self.dtype).split(lengths, dim=2)
+        stretches = self._ready(video_BCFHW).split(lengths, dim=2)
         moments = self.conv1(torch.cat([self.encoder(x, cache) for x in stretches], dim=2))
         return self._scaled(moments).to(video_BCFHW.dtype)
 
@@ -217,9 +213,17 @@ class WanVAE(nn.Module):
     @torch.no_grad()
     def _decode_frames(self, latent_BZTHW: Tensor) -> Iterator[Tensor]:
         cache: Cache = {}
-        for z in latent_BZTHW.to(self.dtype).split(1, dim=2):
+        for z in self._ready(latent_BZTHW).split(1, dim=2):
             frames = self.decoder(self.conv2(self._unscaled(z)), cache)
             yield frames.to(latent_BZTHW.dtype)
+
+    def _moments(self, video: Tensor) -> Tensor:
+        self._check_video(video)
+        return self.conv1(self.encoder(self._ready(video)))
+
+    def _ready(self, x: Tensor) -> Tensor:
+        """In the weights' dtype with channels innermost, which every layer then keeps."""
+        return x.to(self.dtype, memory_format=torch.channels_last_3d)
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and 1/std per channel in the working dtype; 1/std is rounded after std is.
