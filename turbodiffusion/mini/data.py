@@ -12,12 +12,25 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.mini import world
-from turbodiffusion.mini.recipe import TeacherRecipe, VAERecipe
+from turbodiffusion.mini.recipe import Stage, TeacherRecipe, VAERecipe
 from turbodiffusion.models.text_encoder import Tokenizer
 from turbodiffusion.models.vae import WanVAE
 
 CHUNK_PIXELS = 8 << 20
 CAPTIONS_PER_CLIP = 4
+
+
+def step_seed(stage: Stage, step: int, rank: int) -> int:
+    """Seed of all that is random in one step of one process (up to 64 of them)."""
+    return stage.seed * 1_000_003 + step * 64 + rank
+
+
+def pool_seed(stage: Stage, rank: int, side: int) -> int:
+    """First scene seed of a process's pool of clips of ``side`` pixels.
+
+    Each process has a million numbers of its own, far above those of :func:`step_seed`.
+    """
+    return stage.seed * 10_000_019 + rank * 1_000_003 + side
 
 
 def chunk_of(frames: int, size: int) -> int:
@@ -80,7 +93,7 @@ def vae_batch(
     recipe: VAERecipe, step: int, rank: int, frames: int, size: int, device: torch.device
 ) -> Tensor:
     """The batch of a training step; the same for the same recipe, step and process."""
-    seed = recipe.seed * 1_000_003 + step * 64 + rank
+    seed = step_seed(recipe, step, rank)
     if recipe.full_every and step % recipe.full_every == recipe.full_every - 1:
         return clips(recipe.full_batch, seed, frames, size, device)
     count = recipe.crops_per_clip

@@ -76,7 +76,7 @@ class Row:
         return values
 
 
-def scenes_of(split: str, objects: int, n: int) -> world.Scenes:
+def scenes_of(split: world.Split, objects: int, n: int) -> world.Scenes:
     """The evaluation scenes; the same for every model of every size."""
     seed = SEED + {"seen": 0, "held_out": 1}[split] + 2 * objects
     return world.sample_scenes(n, seed, split=split, two_objects=float(objects == 2))
@@ -87,7 +87,7 @@ def prompts_of(scenes: world.Scenes) -> list[str]:
     return [world.caption(scenes, i, 0) for i in range(len(scenes))]
 
 
-def truth_row(pipe: Pipeline, split: str, objects: int, n: int, batch: int) -> Row:
+def truth_row(pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int) -> Row:
     """The judge's own accuracy on rendered clips."""
     row = Row("rendered truth", split, objects)
     for scenes, video in _rendered(pipe, split, objects, n, batch):
@@ -95,7 +95,7 @@ def truth_row(pipe: Pipeline, split: str, objects: int, n: int, batch: int) -> R
     return row
 
 
-def reconstruction_row(pipe: Pipeline, split: str, objects: int, n: int, batch: int) -> Row:
+def reconstruction_row(pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int) -> Row:
     """Clips through the autoencoder and back; PSNR over all pixels in [0, 1]."""
     row = Row("VAE reconstruction", split, objects)
     for scenes, video in _rendered(pipe, split, objects, n, batch):
@@ -108,7 +108,7 @@ def reconstruction_row(pipe: Pipeline, split: str, objects: int, n: int, batch: 
 
 
 def sample_row(
-    pipe: Pipeline, split: str, objects: int, n: int, batch: int, name: str = "teacher",
+    pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int, name: str = "teacher",
     on_batch: Callable[[int], None] | None = None, **settings: Any,
 ) -> Row:  # fmt: skip
     """Videos made from captions with the pipeline's sampler; ``settings`` go to the request."""
@@ -140,7 +140,7 @@ def _calls(request: Request) -> int:
 
 
 def _rendered(
-    pipe: Pipeline, split: str, objects: int, n: int, batch: int
+    pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int
 ) -> Iterable[tuple[world.Scenes, Tensor]]:
     card = pipe.card
     scenes = scenes_of(split, objects, n)
@@ -197,7 +197,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def measure(
-    pipe: Pipeline, name: str, split: str, objects: int, n: int, batch: int, **settings: Any
+    pipe: Pipeline, name: str, split: world.Split, objects: int, n: int, batch: int, **settings: Any
 ) -> Row:
     """One row by its short name: ``truth``, ``vae`` or ``teacher``."""
     if name == "truth":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbodiffusion.mini.data import LatentPool
+from turbodiffusion.mini.data import LatentPool, pool_seed, step_seed
 from turbodiffusion.mini.export import load_embedded_vae, save_teacher, write_tokenizer
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, TeacherRecipe
@@ -87,7 +87,7 @@ class TeacherRun:
             return
         # Compiling again for the short small phase would cost more than it saves.
         self.velocity = self.compiled if scale == 1 else self.model.dit.forward
-        seed = self.recipe.seed * 10_000_019 + self.worker.rank * 1_000_003 + side
+        seed = pool_seed(self.recipe, self.worker.rank, side)
         self.pool = None
         self.pool = LatentPool(
             self.recipe, self.vae, self.tokenizer, frames, side, self.worker.device, seed
@@ -97,7 +97,7 @@ class TeacherRun:
     def loss(self, step: int, batch: int) -> Tensor:
         """Squared error of the predicted velocity on one drawn batch."""
         assert self.pool is not None
-        seed = self.recipe.seed * 1_000_003 + step * 64 + self.worker.rank
+        seed = step_seed(self.recipe, step, self.worker.rank)
         draw = torch.Generator().manual_seed(seed)
         generator = torch.Generator(self.worker.device).manual_seed(seed)
         x0, ids, mask = self.pool.draw(batch, draw)
@@ -118,8 +118,9 @@ class TeacherRun:
 
 
 def train_teacher(
-    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None
-) -> dict[str, Any]:
+    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
+    save_seconds: float = 60,
+) -> dict[str, Any]:  # fmt: skip
     """Run or continue the stage; returns the report that is stored beside the weights.
 
     Writes ``teacher.state`` (resumable) and, after every run, ``<size>_t2v_teacher.safetensors``,
@@ -127,7 +128,7 @@ def train_teacher(
     """
     run = TeacherRun(size, folder, worker)
     recipe = run.recipe
-    clock = StageClock(recipe, run_minutes)
+    clock = StageClock(recipe, run_minutes, save_seconds)
     log = Log(folder / "teacher.jsonl", worker.rank > 0)
     state_file = folder / "teacher.state"
     samples = 0

@@ -44,7 +44,8 @@ def vae_loss(
 @torch.no_grad()
 def latent_stats(vae: WanVAE, frames: int, size: int, worker: Worker) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every latent channel over rendered clips."""
-    total = square = count = 0.0
+    total = square = torch.zeros((), dtype=torch.float64, device=worker.device)
+    count = 0.0
     chunk = data.chunk_of(frames, size)
     for first in range(0, STAT_CLIPS, chunk):
         video = data.clips(chunk, STAT_SEED + first, frames, size, worker.device)
@@ -65,8 +66,9 @@ def channels_last(vae: WanVAE) -> None:
 
 
 def train_vae(
-    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None
-) -> dict[str, Any]:
+    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
+    save_seconds: float = 60,
+) -> dict[str, Any]:  # fmt: skip
     """Run or continue the stage; returns the report that is stored beside the weights.
 
     Writes ``vae.state`` (resumable) and, when the stage is complete, ``<size>_vae.safetensors``.
@@ -80,7 +82,7 @@ def train_vae(
     if worker.device.type == "cuda":
         channels_last(vae)
     optim = MasterAdamW(vae.named_parameters(), recipe)
-    clock = StageClock(recipe, run_minutes)
+    clock = StageClock(recipe, run_minutes, save_seconds)
     log = Log(folder / "vae.jsonl", worker.rank > 0)
     state_file = folder / "vae.state"
     if state := load_state(state_file):
@@ -101,7 +103,7 @@ def train_vae(
         ).to(worker.dtype)
         if worker.device.type == "cuda":
             batch = batch.contiguous(memory_format=torch.channels_last_3d)
-        generator.manual_seed(recipe.seed * 1_000_003 + clock.step * 64 + worker.rank)
+        generator.manual_seed(data.step_seed(recipe, clock.step, worker.rank))
         loss, square = vae_loss(vae, batch, recipe.kl, generator)
         loss.backward()
         norm = optim.step(learning_rate(recipe, clock.step, clock.progress))
