@@ -193,7 +193,7 @@ class WanVAE(nn.Module):
         self._check_video(video_BCFHW)
         cache: Cache = {}
         stride = self.config.temporal_stride
-        lengths = [1] + [stride] * (video_BCFHW.shape[2] // stride)
+        lengths = [1] + [stride] * ((video_BCFHW.shape[2] - 1) // stride)
         stretches = self._ready(video_BCFHW).split(lengths, dim=2)
         moments = self.conv1(torch.cat([self.encoder(x, cache) for x in stretches], dim=2))
         return self._scaled(moments).to(video_BCFHW.dtype)
