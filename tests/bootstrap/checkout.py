@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from turbodiffusion.bootstrap.environment import MARK, Environment
+from turbodiffusion.bootstrap.environment import MARK, Environment, base_python
 
 ROOT = Path(__file__).parents[2]
 
-BARE_PYTHON: str = getattr(sys, "_base_executable", sys.executable)
+BARE_PYTHON = base_python()
 """The interpreter behind the one that runs the tests: no packages of ours in it."""
 
 COMMAND_LINE = """

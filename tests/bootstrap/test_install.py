@@ -186,7 +186,6 @@ def test_python_without_venv(environment, monkeypatch, missing):
 
 
 def test_venv_that_fails(environment, monkeypatch):
-    monkeypatch.setattr(install.sys, "_base_executable", sys.executable, raising=False)
     failed = subprocess.CompletedProcess([], 1, stdout="a\nError: no ensurepip wheel\n")
     monkeypatch.setattr(install.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SetupError, match="no ensurepip wheel") as caught:

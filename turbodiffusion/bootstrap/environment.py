@@ -26,6 +26,15 @@ MARK = "turbodiffusion-environment"
 REQUIREMENTS = {"": ("runtime.txt", "lock.txt"), "test": ("test.txt",)}
 
 
+def base_python() -> str:
+    """The interpreter an environment is made from, also when this one is an environment's own."""
+    if sys.prefix == sys.base_prefix:
+        return sys.executable
+    if os.name == "nt":
+        return getattr(sys, "_base_executable", sys.executable)
+    return os.path.realpath(sys.executable)  # Python 3.10 has the environment's in its variable
+
+
 class Environment:
     """The folder ``.venv`` (or ``TURBODIFFUSION_VENV``) of the checkout at ``root``."""
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from turbodiffusion.bootstrap import gpu, repair
-from turbodiffusion.bootstrap.environment import MARK, Environment
+from turbodiffusion.bootstrap.environment import MARK, Environment, base_python
 from turbodiffusion.bootstrap.pip import RAW_PIP, Pip
 from turbodiffusion.bootstrap.progress import say
 from turbodiffusion.bootstrap.sizes import MB
@@ -106,7 +106,7 @@ def _make(environment: Environment) -> bool:
     check_disk(str(folder), BARE)
     say("  Making a private Python environment …")
     done = subprocess.run(
-        [getattr(sys, "_base_executable", sys.executable), "-m", "venv", str(folder)],
+        [base_python(), "-m", "venv", str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
