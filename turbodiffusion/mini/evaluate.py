@@ -6,6 +6,7 @@ rendered truth (its own error), the autoencoder's reconstruction, and the teache
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from torch import Tensor
 from turbodiffusion.errors import UsageError
 from turbodiffusion.mini import world
 from turbodiffusion.mini.data import render_clips
-from turbodiffusion.mini.export import PACKAGED, find_part
+from turbodiffusion.mini.export import PACKAGED, file, find_part, update_report
 from turbodiffusion.mini.judge import judge, score
 from turbodiffusion.mini.metrics import interval
 from turbodiffusion.mini.recipe import SizeRecipe
@@ -28,6 +29,7 @@ from turbodiffusion.pipeline.pipeline import Pipeline
 from turbodiffusion.pipeline.request import Request, resolve
 
 ATTRIBUTES = ("background", "colour", "shape", "motion", "joint")
+SPLITS: tuple[world.Split, ...] = ("seen", "held_out")
 SEED = 90_000_000
 """Evaluation scenes are numbered from here, far from every training seed."""
 
@@ -117,21 +119,28 @@ def sample_row(
     row = Row(name, split, objects)
     for first in range(0, n, batch):
         part = scenes[first : first + batch]
-        requests = [
-            resolve(Request(prompt, seed=SEED + first + i, **settings), pipe.card)
-            for i, prompt in enumerate(prompts[first : first + batch])
-        ]
         start = time.perf_counter()
-        context = pipe.encode_prompts([r.prompt for r in requests])
-        negative = pipe.encode_prompts([""]) if requests[0].baseline else None
-        latents = pipe.denoise(requests, context, negative)
-        video = torch.cat(list(pipe.decode(latents)), 1)
+        video, row.calls = sample(pipe, prompts[first : first + batch], SEED + first, **settings)
         row.seconds += time.perf_counter() - start
-        row.calls = _calls(requests[0])
         _judge_all(row, part, video)
         if on_batch:
             on_batch(len(part))
     return row
+
+
+def sample(pipe: Pipeline, prompts: list[str], seed: int, **settings: Any) -> tuple[Tensor, int]:
+    """Videos of the prompts, uint8 (B, F, H, W, 3), and the network calls that each one took.
+
+    Prompt ``i`` starts from the noise of ``seed + i``; ``settings`` go to the request.
+    """
+    requests = [
+        resolve(Request(prompt, seed=seed + i, **settings), pipe.card)
+        for i, prompt in enumerate(prompts)
+    ]
+    context = pipe.encode_prompts(prompts)
+    negative = pipe.encode_prompts([""]) if requests[0].baseline else None
+    latents = pipe.denoise(requests, context, negative)
+    return torch.cat(list(pipe.decode(latents)), 1), _calls(requests[0])
 
 
 def _calls(request: Request) -> int:
@@ -207,6 +216,26 @@ def measure(
     if name == "teacher":
         return sample_row(pipe, split, objects, n, batch, **settings)
     raise UsageError("mini-row", f"There is no row {name!r}.", "Rows are truth, vae, teacher.")
+
+
+def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
+    """Store a measured table in the report file of ``folder``.
+
+    Each row carries the machine it was measured on. Rows of earlier calls stay unless they are
+    measured again or belong to other weights.
+    """
+    path = file(size, folder, "report")
+    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    kept = {}
+    if old.get("quality", {}).get("weights") == result["weights"]:
+        kept = {_row_key(row): row for row in old["quality"]["rows"]}
+    new = {_row_key(row): {**row, "machine": result["machine"]} for row in result["rows"]}
+    quality = {k: v for k, v in result.items() if k != "machine"}
+    return update_report(size, folder, quality={**quality, "rows": [*{**kept, **new}.values()]})
+
+
+def _row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["row"], row["split"], row["objects"], row["network_calls"]
 
 
 def open_pipeline(size: SizeRecipe, folder: Path | None, device: str | None) -> Pipeline:

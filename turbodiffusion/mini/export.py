@@ -88,19 +88,26 @@ def write_tokenizer(size: SizeRecipe, folder: Path) -> Path:
     path = file(size, folder, "tokenizer")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        build_tokenizer(list(world.WORDS), path)
+        # Processes that start together all write it, the same bytes, and none may read half of it.
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        os.replace(build_tokenizer(list(world.WORDS), partial), path)
     return path
 
 
 def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
-    """The file in ``folder``, else the packaged one."""
+    """The file in ``folder``, else the packaged one.
+
+    Raises:
+        WeightsError: it is in neither; names the command that makes it.
+    """
     for place in (folder, PACKAGED):
         if file(size, place, part).exists():
             return file(size, place, part)
+    stage = "vae" if part == "vae" else "teacher"
     raise WeightsError(
         "mini-stage-missing",
         f"{file(size, folder, part).name} is neither in {folder} nor in the package.",
-        f"Train that stage first: turbodiffusion mini train vae --size {size_name(size)}.",
+        f"Train that stage first: turbodiffusion mini train {stage} --size {size_name(size)}.",
     )
 
 
