@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", choices=("vae", "teacher", "all"))
+    parser.add_argument("stage", choices=("vae", "decoder", "teacher", "all"))
     parser.add_argument("--size", default="micro", help="micro (CPU, hours) or mini (GPU)")
     parser.add_argument("--out", type=Path, help="folder of states, logs and weights")
     parser.add_argument(
@@ -41,6 +41,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_count, help="steps of the stage over all runs")
     parser.add_argument("--batch", type=_count, help="clips in a step, for each process")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    parser.add_argument("--init", type=Path, help="folder of weights that the teacher starts from")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
 
 
@@ -109,14 +110,15 @@ def _train(args: argparse.Namespace) -> int:
 
     size = recipe(args.size)
     changes = {k: getattr(args, k) for k in ("minutes", "steps", "batch") if getattr(args, k)}
-    stages = ("vae", "teacher") if args.stage == "all" else (args.stage,)
+    stages = ("vae", "decoder", "teacher") if args.stage == "all" else (args.stage,)
     folder = args.out or Path("runs") / args.size
     worker = Worker.start(args.device, args.compile)
     for stage in stages:
         chosen = replace(size, **{stage: replace(getattr(size, stage), **changes)})
-        report = {"vae": train_vae, "teacher": train_teacher}[stage](
-            chosen, folder, worker, args.run_minutes
-        )
+        if stage == "teacher":
+            report = train_teacher(chosen, folder, worker, args.run_minutes, init=args.init)
+        else:
+            report = train_vae(chosen, folder, worker, args.run_minutes, stage=stage)
         if worker.rank == 0:
             print(json.dumps({"stage": stage, **report}))
         if not report["complete"]:

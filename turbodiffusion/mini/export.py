@@ -22,6 +22,7 @@ from turbodiffusion.mini.vocabulary import build_tokenizer
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder
 from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.weights.header import read_header
 
 PACKAGED = Path(__file__).parent / "weights"
 
@@ -109,6 +110,11 @@ def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
         f"{file(size, folder, part).name} is neither in {folder} nor in the package.",
         f"Train that stage first: turbodiffusion mini train {stage} --size {size_name(size)}.",
     )
+
+
+def training_of(path: Path) -> dict[str, Any]:
+    """The training report inside a file that a stage wrote."""
+    return json.loads(read_header(path).metadata.get("training", "{}"))
 
 
 def load_embedded_vae(size: SizeRecipe, folder: Path, worker: Worker) -> WanVAE:

@@ -116,3 +116,9 @@ class MasterAdamW:
     def restore_average(self) -> None:
         """Put the moving average into the live module; the end of a stage."""
         torch._foreach_copy_([p.detach() for p in self.live], self.ema)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Take the live weights as the beginning: masters and average follow them."""
+        torch._foreach_copy_(self.master, [p.detach() for p in self.live])
+        torch._foreach_copy_(self.ema, self.master)

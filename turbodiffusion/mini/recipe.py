@@ -73,6 +73,7 @@ class SizeRecipe:
 
     card_name: str
     vae: VAERecipe
+    decoder: VAERecipe
     teacher: TeacherRecipe
 
     @property
@@ -87,6 +88,10 @@ RECIPES: dict[str, SizeRecipe] = {
             steps=8000, minutes=150, batch=32, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0,
             seed=11, crops_per_clip=1,
         ),
+        decoder=VAERecipe(
+            steps=6000, minutes=100, batch=32, lr=5e-4, betas=(0.9, 0.95), weight_decay=0.0,
+            seed=13, crops_per_clip=1, decay=0.5,
+        ),
         teacher=TeacherRecipe(
             steps=30000, minutes=600, batch=256, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01,
             seed=12, pool=65536, first_pool=8192, refresh=4,
@@ -97,6 +102,10 @@ RECIPES: dict[str, SizeRecipe] = {
         vae=VAERecipe(
             steps=10000, minutes=9, batch=32, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0,
             seed=21, full_every=8,
+        ),
+        decoder=VAERecipe(
+            steps=6000, minutes=4, batch=32, lr=5e-4, betas=(0.9, 0.95), weight_decay=0.0,
+            seed=23, full_every=8, decay=0.5,
         ),
         teacher=TeacherRecipe(
             steps=60000, minutes=20, batch=64, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01,

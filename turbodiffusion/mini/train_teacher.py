@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.mini.data import LatentPool, pool_seed, step_seed
-from turbodiffusion.mini.export import load_embedded_vae, save_teacher, write_tokenizer
+from turbodiffusion.mini.export import (
+    find_part,
+    load_embedded_vae,
+    save_teacher,
+    training_of,
+    write_tokenizer,
+)
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, TeacherRecipe
 from turbodiffusion.mini.runtime import Worker, try_compile
@@ -21,6 +27,7 @@ from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
 from turbodiffusion.sampling.schedule import model_timestep
+from turbodiffusion.weights.load import load_dit, load_text_encoder
 
 CHECK_EVERY = 8
 
@@ -78,6 +85,15 @@ class TeacherRun:
         self.velocity = self.compiled
         self.pool: LatentPool | None = None
 
+    def start_from(self, folder: Path) -> None:
+        """Begin with weights that an earlier stage exported, with a fresh optimiser."""
+        for part, module in (("t2v_teacher", self.model.dit), ("text", self.model.text)):
+            path = find_part(self.size, folder, part)
+            loader = load_dit if part == "t2v_teacher" else load_text_encoder
+            config = self.size.card if part == "t2v_teacher" else self.size.card.text
+            module.load_state_dict(loader(path, config).state_dict())
+        self.optim.restart()
+
     def use_pool(self, scale: int) -> None:
         """Clips of 1/``scale`` of the card's side and length, unless they are in use already."""
         card = self.size.card
@@ -119,12 +135,13 @@ class TeacherRun:
 
 def train_teacher(
     size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
-    save_seconds: float = 60,
+    save_seconds: float = 60, *, init: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run or continue the stage; returns the report that is stored beside the weights.
 
     Writes ``teacher.state`` (resumable) and, after every run, ``<size>_t2v_teacher.safetensors``,
     ``<size>_text.safetensors`` with the moving average, so that an unfinished teacher can be tried.
+    A stage that has not begun starts from the weights in ``init``, if that is given.
     """
     run = TeacherRun(size, folder, worker)
     recipe = run.recipe
@@ -136,6 +153,8 @@ def train_teacher(
         run.optim.load_state_dict(state["optim"])
         clock.step, clock.before, samples = state["step"], state["seconds"], state["samples"]
         clock.step -= clock.step % CHECK_EVERY
+    elif init is not None:
+        run.start_from(init)
 
     def save() -> None:
         if worker.rank == 0:
@@ -170,6 +189,8 @@ def train_teacher(
     save()
     report = worker.report(recipe, clock, samples=samples, loss=mean_loss.item())
     report["complete"] = clock.done
+    if init is not None:
+        report["after"] = training_of(find_part(size, init, "t2v_teacher"))
     model = run.export_module()
     if worker.rank == 0:
         save_teacher(size, model.dit, model.text, report, folder)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiffusion.mini import data
-from turbodiffusion.mini.export import save_vae
+from turbodiffusion.mini.export import find_part, load_embedded_vae, save_vae, training_of
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, VAERecipe
 from turbodiffusion.mini.runtime import Worker
@@ -65,26 +65,47 @@ def channels_last(vae: WanVAE) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
+def _start(
+    size: SizeRecipe, folder: Path, worker: Worker, stage: str
+) -> tuple[WanVAE, dict[str, Any]]:
+    """The autoencoder that the stage begins with, and what its report inherits.
+
+    Latents are not scaled while an autoencoder learns; the file's statistics stay in its metadata.
+    """
+    if stage == "vae":
+        vae = WanVAE(size.card.vae)
+        vae.init_weights()
+        return vae.to(worker.device, worker.dtype), {}
+    vae = load_embedded_vae(size, folder, worker)
+    scaling = {"latent_mean": vae.config.latent_mean, "latent_std": vae.config.latent_std}
+    vae.set_latent_stats([0.0] * size.card.vae.z_dim, [1.0] * size.card.vae.z_dim)
+    for part in (vae.decoder, vae.conv2):
+        part.requires_grad_(True)
+    before = training_of(find_part(size, folder, "vae"))
+    return vae, {**{k: list(v) for k, v in scaling.items()}, "after": before}
+
+
 def train_vae(
     size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
-    save_seconds: float = 60,
+    save_seconds: float = 60, *, stage: str = "vae",
 ) -> dict[str, Any]:  # fmt: skip
     """Run or continue the stage; returns the report that is stored beside the weights.
 
-    Writes ``vae.state`` (resumable) and, when the stage is complete, ``<size>_vae.safetensors``.
+    Writes ``<stage>.state`` (resumable) and ``<size>_vae.safetensors`` when the stage is complete.
+    Stage ``"decoder"`` starts from that file and leaves its encoder as it is, so that networks
+    trained on its latents stay valid.
     """
-    recipe: VAERecipe = size.vae
+    recipe: VAERecipe = getattr(size, stage)
     card = size.card
     torch.manual_seed(recipe.seed)
-    vae = WanVAE(card.vae)
-    vae.init_weights()
-    vae.to(worker.device, worker.dtype)
+    vae, before = _start(size, folder, worker, stage)
     if worker.device.type == "cuda":
         channels_last(vae)
-    optim = MasterAdamW(vae.named_parameters(), recipe)
+    learning = ((n, p) for n, p in vae.named_parameters() if p.requires_grad)
+    optim = MasterAdamW(learning, recipe)
     clock = StageClock(recipe, run_minutes, save_seconds)
-    log = Log(folder / "vae.jsonl", worker.rank > 0)
-    state_file = folder / "vae.state"
+    log = Log(folder / f"{stage}.jsonl", worker.rank > 0)
+    state_file = folder / f"{stage}.state"
     if state := load_state(state_file):
         optim.load_state_dict(state["optim"])
         clock.step, clock.before = state["step"], state["seconds"]
@@ -110,7 +131,7 @@ def train_vae(
         if clock.step % 100 == 0 and worker.rank == 0:
             psnr = -10 * math.log10(square.item() / 4)
             log.write(
-                stage="vae", step=clock.step, loss=loss.item(), psnr=psnr, grad=norm.item(),
+                stage=stage, step=clock.step, loss=loss.item(), psnr=psnr, grad=norm.item(),
                 seconds=clock.elapsed, progress=clock.progress,
             )  # fmt: skip
         clock.step += 1
@@ -122,9 +143,10 @@ def train_vae(
 
     optim.restore_average()
     vae.eval()
-    mean, std = latent_stats(vae, card.frames, card.height, worker)
-    vae.set_latent_stats(mean.tolist(), std.tolist())
-    report = worker.report(recipe, clock, latent_mean=mean.tolist(), latent_std=std.tolist())
+    if stage == "vae":
+        mean, std = latent_stats(vae, card.frames, card.height, worker)
+        before = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
+    report = worker.report(recipe, clock, **before)
     if worker.rank == 0:
         save_vae(size, vae, report, folder)
     return report
