@@ -7,6 +7,12 @@ command line prints the three on stderr and exits with ``exit_code``.
 
 from __future__ import annotations
 
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
 
 class TurboDiffusionError(Exception):
     """Base of all errors raised on purpose.
@@ -24,6 +30,10 @@ class TurboDiffusionError(Exception):
         self.code = code
         self.message = message
         self.fix = fix
+
+    def as_json(self) -> dict[str, str]:
+        """The three, for machine-readable output."""
+        return {"code": self.code, "message": self.message, "fix": self.fix}
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.message} {self.fix}"
@@ -62,3 +72,57 @@ class Stopped(TurboDiffusionError):
 
     def __init__(self, message: str = "The run was stopped before it was complete.") -> None:
         super().__init__("run-stopped", message, "Start it again; finished videos are kept.")
+
+
+def out_of_memory(error: BaseException) -> CapacityError | None:
+    """The error to show for a failed allocation, which torch has no class of its own for on the
+    CPU; None for any other failure."""
+    text = str(error)
+    gpu = type(error).__name__ == "OutOfMemoryError" or "_ALLOC_FAILED" in text
+    cpu = isinstance(error, MemoryError) or any(words in text for words in _CPU_ALLOCATION)
+    if not (gpu or cpu) or not isinstance(error, MemoryError | RuntimeError):
+        return None
+    where = "The GPU" if gpu else "The computer"
+    return CapacityError(
+        "memory-exhausted",
+        f"{where} ran out of memory: {text.splitlines()[0].strip() if text else 'no details'}.",
+        "Use a smaller --resolution or fewer --frames, or a quantised checkpoint.",
+    )
+
+
+_CPU_ALLOCATION = ("can't allocate memory", "not enough memory: you tried to allocate")
+
+
+def run_guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Run a command to its exit code; errors are printed on stderr with their fix.
+
+    Args:
+        run: the command; None counts as 0.
+        debug: add the traceback of errors that are otherwise explained in two lines.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a name must not crash
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return int(run() or 0)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished videos are kept.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        known = error if isinstance(error, TurboDiffusionError) else out_of_memory(error)
+        if debug or known is None:
+            traceback.print_exc()
+        if known is None:
+            return 1
+        print(describe(known), file=sys.stderr)
+        return known.exit_code
+
+
+def describe(error: TurboDiffusionError) -> str:
+    """Code, sentence and fix as the command line shows them."""
+    return f"error [{error.code}]: {error.message}\n  fix: {error.fix}"
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line on stderr instead of Python's two; to be set as ``warnings.showwarning``."""
+    print(f"warning: {message}", file=sys.stderr)

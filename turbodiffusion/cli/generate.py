@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from turbodiffusion.errors import TurboDiffusionError, describe, show_warning
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the command. Defaults come from the model's card, so most flags default to None."""
@@ -35,7 +37,10 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--tokenizer", type=Path, help="tokenizer.json of the text encoder")
     p.add_argument("--image", help="first frame, for image-to-video models")
     p.add_argument(
-        "--output", "-o", help="file; its extension is the format (mp4 webm gif png jpg)"
+        "--output",
+        "-o",
+        help="file; its extension is the format (mp4 webm gif png jpg). Several videos are "
+        "numbered: clip.mp4 becomes clip-000.mp4, folder/ becomes folder/000.mp4",
     )
     p.add_argument("--num", type=int, help="videos of each prompt, with seeds counting up")
     p.add_argument("--seed", type=int, help="of the noise (default 0); the same on every machine")
@@ -64,30 +69,27 @@ def run(args: argparse.Namespace) -> int:
 
     from turbodiffusion.mini.language import read_prompt
     from turbodiffusion.pipeline.batch import generate_all
-    from turbodiffusion.pipeline.jobs import plan_jobs
 
-    warnings.showwarning = _show_warning
     flags = {k: v for k, v in vars(args).items() if v is not None and k not in ("command", "json")}
-    jobs = plan_jobs(flags)
-    failed = 0
-    embedded = False
-    for result in generate_all(jobs, flags, read_prompt):
-        embedded |= result.embedded
-        if args.json:
-            print(json.dumps(result.as_json()), flush=True)
-        elif result.error is None:
-            print(result.path, flush=True)
-        if result.error is not None:
-            failed += 1
-            print(f"error [{result.error.code}]: {result.error.message}\n"
-                  f"  fix: {result.error.fix}", file=sys.stderr)  # fmt: skip
+    failed, embedded = 0, False
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        try:
+            for result in generate_all(flags, read_prompt):
+                embedded |= result.embedded
+                if args.json:
+                    print(json.dumps(result.as_json()), flush=True)
+                elif result.error is None:
+                    print(result.path, flush=True)
+                if result.error is not None:
+                    failed += 1
+                    print(describe(result.error), file=sys.stderr)
+        except TurboDiffusionError as error:
+            if args.json:
+                print(json.dumps({"error": error.as_json()}), flush=True)
+            raise
     if embedded:
         from turbodiffusion.pipeline.advice import real_model_command
 
         print(f"For a real model: {real_model_command()}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line on stderr instead of Python's two with a source path."""
-    print(f"warning: {message}", file=sys.stderr)

@@ -17,6 +17,7 @@ _HOME = {
     "probe": "read",
     "read_settings": "settings",
     "open_writer": "write",
+    "check_output": "write",
     "resolve_output": "formats",
     "to_uint8": "write",
     "side_by_side": "write",

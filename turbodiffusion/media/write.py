@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,20 @@ def open_writer(
     return Writer(path, FrameSpec(width, height, fps, settings or {}), frames)
 
 
+def check_output(path: str | os.PathLike[str], frames: int | None = None) -> Path:
+    """The final name that :func:`open_writer` would give, after trying that it can be written.
+
+    For the time before hours of work: creates the parent folders, leaves nothing else behind.
+    Raises as :func:`open_writer` does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said again when the file is really opened
+        output = resolve_output(path, frames)
+    with _explained(output.path):
+        _prepare(output.path.parent)
+    return output.path
+
+
 class Writer:
     """Made by :func:`open_writer`. ``path`` is the final name, ``frames`` what came so far."""
 
@@ -94,7 +109,7 @@ class Writer:
 
     def __enter__(self) -> Writer:
         try:
-            with self._explained():
+            with _explained(self.path):
                 _prepare(self._output.path.parent)
                 if self._expected is not None:
                     self._start()
@@ -112,7 +127,7 @@ class Writer:
         if self._encoder is None and self._held is None and self.frames == 1:
             self._held = pixels.copy()  # the caller may reuse its buffer
             return
-        with self._explained():
+        with _explained(self.path):
             self._feed(pixels)
 
     def __exit__(
@@ -125,7 +140,7 @@ class Writer:
             self._discard()
             return
         try:
-            with self._explained():
+            with _explained(self.path):
                 self._finish()
         except BaseException:
             self._discard()
@@ -181,15 +196,16 @@ class Writer:
             self._encoder = None
         _remove(self._output.partial)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn failures of the file system and of ffmpeg into errors that a user can act on."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, OSError) and not type(error).__module__.startswith("av."):
-                raise
-            raise write_error(error, self.path) from error
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn failures of the file system and of ffmpeg into errors that a user can act on."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("av."):
+            raise
+        raise write_error(error, path) from error
 
 
 def _prepare(folder: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from turbodiffusion.models.cards import CARDS
-
 NEEDS_GB = (
     (40, "TurboWan2.1-T2V-14B-720P", "no"),
     (24, "TurboWan2.1-T2V-14B-720P", "yes"),
@@ -15,12 +13,31 @@ NEEDS_GB = (
 )
 """GPU memory → model and whether to take its 8-bit file, largest first."""
 
+UNQUANTISED_GB = {"TurboWan2.1-T2V-1.3B-480P": 12}
+"""GPU memory from which the bf16 file is the better choice; 40 for the other models."""
+
+
+def gpu_memory() -> float:
+    """GB of the first GPU, 0 without one."""
+    if not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.get_device_properties(0).total_memory / 2**30
+
 
 def real_model_command(gpu_gb: float | None = None) -> str:
     """``turbodiffusion download …`` for a GPU of ``gpu_gb`` GB; default: the first one here."""
-    if gpu_gb is None and torch.cuda.is_available():
-        gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30
-    name, quantised = next((n, q) for need, n, q in NEEDS_GB if (gpu_gb or 0) >= need * 0.95)
-    assert name in CARDS
+    memory = gpu_memory() if gpu_gb is None else gpu_gb
+    name, quantised = next((n, q) for need, n, q in NEEDS_GB if _fits(memory, need))
     command = f"turbodiffusion download {name} --quantised {quantised}"
-    return command if gpu_gb else f"{command}   (made for an NVIDIA GPU; none is visible here)"
+    return command if memory else f"{command}   (made for an NVIDIA GPU; none is visible here)"
+
+
+def prefers_quantised(name: str, gpu_gb: float | None = None) -> bool:
+    """Whether the 8-bit file of a model suits the GPU better; without a GPU it is the shorter
+    download."""
+    return not _fits(gpu_memory() if gpu_gb is None else gpu_gb, UNQUANTISED_GB.get(name, 40))
+
+
+def _fits(memory: float, need: float) -> bool:
+    """A "24 GB" GPU reports a little less."""
+    return memory >= need * 0.95

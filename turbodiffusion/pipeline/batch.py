@@ -5,19 +5,24 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbodiffusion.errors import TurboDiffusionError
-from turbodiffusion.pipeline.jobs import Job, output_path, request_of
+from turbodiffusion.errors import TurboDiffusionError, out_of_memory
+from turbodiffusion.models.cards import Attention, ModelCard
+from turbodiffusion.pipeline.checks import check_image
+from turbodiffusion.pipeline.identity import differing_parts
+from turbodiffusion.pipeline.jobs import Job, plan_jobs, request_of
+from turbodiffusion.pipeline.outputs import plan_outputs
 from turbodiffusion.pipeline.progress import Progress
 from turbodiffusion.pipeline.request import Request, resolve
+from turbodiffusion.weights.find import Files, find
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline.pipeline import Pipeline
 
-LOAD_FLAGS = ("device", "attention", "topk", "low", "vae", "text_encoder", "tokenizer")
+COMPANIONS = ("low", "vae", "text_encoder", "tokenizer")
 ReadPrompt = Callable[[str], tuple[str, list[str]]]
 
 
@@ -35,95 +40,177 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """One line of ``--json``."""
         if self.error is not None:
-            error = {"code": self.error.code, "message": self.error.message, "fix": self.error.fix}
-            return {"prompt": self.job.settings["prompt"], "error": error}
+            return {"prompt": self.job.settings["prompt"], "error": self.error.as_json()}
         return {"path": str(self.path), "seconds": self.seconds, "settings": self.settings}
 
 
-def generate_all(
-    jobs: list[Job], flags: dict[str, Any], read_prompt: ReadPrompt | None = None
-) -> Iterator[Result]:
-    """Make every job's video. A job that fails does not stop the others.
+def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -> Iterator[Result]:
+    """Make every video that a command line asks for. One that fails does not stop the others.
 
-    Requests are checked against the card before any weight is loaded, so that a wrong number in
-    the last line of a prompts file costs nothing.
+    Numbers, sizes, images and output names are checked before any weight is loaded, so that a
+    mistake in the last line of a prompts file costs nothing.
 
     Args:
-        jobs: from :func:`~turbodiffusion.pipeline.jobs.plan_jobs`.
-        flags: values of the command line; those of ``LOAD_FLAGS`` and ``model`` are used.
+        flags: values of the command line by name; see :mod:`turbodiffusion.cli.generate`.
         read_prompt: for embedded models: a prompt to (the text to encode, sentences to show).
     """
-    from turbodiffusion.weights.find import find
-
-    companions = {k: flags.get(k) for k in ("low", "vae", "text_encoder", "tokenizer")}
-    card = find(flags.get("model"), **companions).card
-    requests = [resolve(request_of(job, card), card) for job in jobs]
+    like = _read_like(flags)
+    jobs = plan_jobs(flags, like)
+    flags = _like_model(flags, like)
+    files = find(flags.get("model"), **{k: flags[k] for k in COMPANIONS if k in flags})
+    requests = check_jobs(jobs, files.card)
+    names = plan_outputs(jobs, requests)
     progress = Progress(len(jobs))
-    progress.note(_announce(card, requests[0]))
+    progress.note(_announce(files.card, requests[0]))
+    pipe = open_pipeline(files, flags, progress)
+    if like and (other := differing_parts(like.get("weights"), _identity(pipe, progress))):
+        warnings.warn(f"The weights are not those of {flags['like']}: {', '.join(other)} differ, "
+                      "so the video will.", stacklevel=2)  # fmt: skip
+    for number, (job, request, name) in enumerate(zip(jobs, requests, names, strict=True)):
+        progress.begin(number, request.prompt)
+        try:
+            yield run_job(pipe, job, request, name, progress, read_prompt)
+        except Exception as error:
+            known = error if isinstance(error, TurboDiffusionError) else out_of_memory(error)
+            if known is None or known.exit_code == 130 or len(jobs) == 1:
+                raise
+            yield Result(job, error=known.with_traceback(None))  # its frames hold tensors
+
+
+def check_jobs(jobs: list[Job], card: ModelCard) -> list[Request]:
+    """The requests of all jobs, with every check that needs no weights."""
+    requests = []
+    for job in jobs:
+        image = job.settings.get("image")
+        check_image(image, card)
+        if image is not None:
+            from turbodiffusion.media.image import load_image
+
+            load_image(image)
+        requests.append(resolve(request_of(job, card), card))
+    return requests
+
+
+def open_pipeline(files: Files, flags: dict[str, Any], progress: Progress) -> Pipeline:
+    """Load what :func:`~turbodiffusion.weights.find.find` found, and say what will run."""
     with progress.phase("loading"):
         from turbodiffusion.pipeline.load import load
 
-        pipe = load(flags.get("model"), **{k: flags[k] for k in LOAD_FLAGS if k in flags})
-    for job, request in zip(jobs, requests, strict=True):
-        try:
-            yield run_job(pipe, job, request, progress, read_prompt)
-        except TurboDiffusionError as error:
-            if error.exit_code == 130 or len(jobs) == 1:
-                raise
-            yield Result(job, error=error)
+        options = {k: flags[k] for k in ("device", "attention", "topk") if k in flags}
+        pipe = load(files, **options)
+    used = pipe.any_expert.attention
+    sparse = "" if used.kind == "dense" else f" (top-k {used.topk:g})"
+    linears = "int8" if pipe.any_expert.quantized else str(pipe.dit_dtype).removeprefix("torch.")
+    progress.note(f"on {pipe.device}, {used.kind} attention{sparse}, {linears} linears")
+    return pipe
 
 
 def run_job(
-    pipe: Pipeline,
-    job: Job,
-    request: Request,
-    progress: Progress,
+    pipe: Pipeline, job: Job, request: Request, name: str, progress: Progress,
     read_prompt: ReadPrompt | None = None,
-) -> Result:
-    """One video, from prompt to file."""
-    from turbodiffusion.media.write import open_writer
+) -> Result:  # fmt: skip
+    """One file, from prompt to disk. ``request`` is resolved; ``name`` is where it goes."""
+    from turbodiffusion.media.write import open_writer, side_by_side
 
-    assert request.width and request.height and request.frames
-    result = Result(job, settings=pipe.settings_of(request), embedded=pipe.card.embedded)
-    clock = time.perf_counter
-    start = clock()
-    progress.begin(job.number, request.prompt)
+    assert request.width and request.height and request.frames and request.steps
+    settings: dict[str, Any] = {}
+    result = Result(job, settings=settings, embedded=pipe.card.embedded)
+    clock = _Stopwatch(result.seconds)
     text = request.prompt
     if pipe.card.embedded and read_prompt is not None:
         text, notes = read_prompt(text)
         for note in notes:
             warnings.warn(note, stacklevel=2)
-    if text != request.prompt:
-        result.settings["read_as"] = text
     with progress.phase("reading the prompt"):
         context = pipe.encode_prompts([text])
-        negative = pipe.encode_prompts([request.negative]) if request.baseline else None
-    if image := job.settings.get("image"):
-        result.settings["image"] = str(image)
-    y = pipe.image_condition(job.settings.get("image"), request)
-    result.seconds["text"] = clock() - start
-    start = clock()
-    with progress.steps("denoising", request.steps or 0) as on_step:
-        latent = pipe.denoise([request], context, negative, y, on_step)
-    result.seconds["denoise"] = clock() - start
-    start = clock()
-    target = output_path(job, request.seed)
-    writer = open_writer(target, request.width, request.height, pipe.card.fps, result.settings,
-                         frames=request.frames)  # fmt: skip
+        negative = pipe.encode_prompts([request.negative or ""]) if request.guided else None
+        y = pipe.image_condition(job.settings.get("image"), request)
+    clock.lap("text")
+    latents = []
+    with progress.steps("denoising", request.steps * job.samples) as on_step:
+        for i in range(job.samples):
+            one = replace(request, seed=request.seed + i)
+            before = i * request.steps
+            latents.append(
+                pipe.denoise([one], context, negative, y, lambda n, *_, b=before: on_step(b + n))
+            )
+    clock.lap("denoise")
+    settings.update(pipe.settings_of(request), weights=_identity(pipe, progress))
+    settings |= {"read_as": text} if text != request.prompt else {}
+    settings |= {"image": str(job.settings["image"])} if "image" in job.settings else {}
+    settings |= {"samples": job.samples} if job.samples > 1 else {}
+    clock.lap("identify")
+    writer = open_writer(name, request.width * job.samples, request.height, pipe.card.fps,
+                         settings, frames=request.frames)  # fmt: skip
     with progress.steps("decoding", request.frames) as on_frames, writer:
-        for frames_BFHWC in pipe.decode(latent):
-            writer.write(frames_BFHWC[0])
-            on_frames(writer.frames, request.frames)
-    result.seconds["decode"] = clock() - start
-    result.seconds = {k: round(v, 3) for k, v in result.seconds.items()}
+        for frames_BFHWC in pipe.decode(_joined(latents)):
+            writer.write(side_by_side(frames_BFHWC))
+            on_frames(writer.frames)
+    clock.lap("decode")
     result.path = writer.path
     progress.end(result.seconds)
     return result
 
 
-def _announce(card: Any, request: Request) -> str:
-    how = f"{request.steps} steps" + (" with guidance" if request.baseline else "")
+def _joined(latents: list[Any]) -> Any:
+    import torch
+
+    return torch.cat(latents)
+
+
+class _Stopwatch:
+    """Seconds between laps, by name."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+def _identity(pipe: Pipeline, progress: Progress) -> dict[str, Any]:
+    if pipe.identity is None:
+        return {}
+    with progress.phase("hashing the weights, once"):
+        return pipe.identity.as_dict()
+
+
+def _read_like(flags: dict[str, Any]) -> dict[str, Any]:
+    if not flags.get("like"):
+        return {}
+    from turbodiffusion.media.settings import read_settings
+
+    return read_settings(flags["like"])
+
+
+def _like_model(flags: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The model and attention of a stored video, unless the flags name a model."""
+    if not isinstance(like.get("model"), str) or "model" in flags:
+        return flags
+    from turbodiffusion.models.cards import CARDS
+
+    card = CARDS.get(like["model"])
+    quantised = like.get("quantised") and card is not None and not card.embedded
+    flags = {**flags, "model": like["model"] + ("-quant" if quantised else "")}
+    stored = like.get("attention")
+    if "attention" not in flags and isinstance(stored, dict):
+        try:
+            attention = Attention(**stored)
+        except TypeError:  # written by another version
+            return flags
+        topk = flags.pop("topk", None)
+        flags["attention"] = attention if topk is None else replace(attention, topk=topk)
+    return flags
+
+
+def _announce(card: ModelCard, request: Request) -> str:
+    how = f"{request.steps} step{'s' if request.steps != 1 else ''}"
+    how += " with guidance" if request.guided else ""
     embedded = "embedded model " if card.embedded else ""
+    assert request.frames is not None
     length = request.frames / card.fps
     return (f"{embedded}{card.name}: {request.width}×{request.height}, {request.frames} frames "
             f"({length:.1f} s at {card.fps} fps), {how}")  # fmt: skip

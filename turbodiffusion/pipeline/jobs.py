@@ -13,67 +13,85 @@ from pathlib import Path
 from typing import Any
 
 from turbodiffusion.errors import UsageError
-from turbodiffusion.media.settings import read_settings
-from turbodiffusion.media.sizes import adaptive_size, parse_size, resolution
+from turbodiffusion.media.sizes import ASPECTS, RESOLUTIONS, adaptive_size, parse_size, resolution
 from turbodiffusion.models.cards import ModelCard
 from turbodiffusion.pipeline.request import Request
 
-OUTPUT_FOLDER = Path("output")
 REQUEST_FLAGS = (
     "seed", "steps", "frames", "baseline", "guidance", "negative", "solver", "shift", "sigma_max",
     "ode", "boundary",
 )  # fmt: skip
 JOB_KEYS = {*REQUEST_FLAGS, "prompt", "image", "output", "resolution", "aspect", "num"}
-LIKE_KEYS = {*REQUEST_FLAGS, "prompt", "image", "width", "height", "guidance_low"}
+LIKE_KEYS = {*REQUEST_FLAGS, "prompt", "image", "width", "height", "guidance_low", "samples"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make: settings by name, and where it goes (None: a name from the prompt)."""
+    """One file to make.
+
+    Attributes:
+        settings: by name, see ``JOB_KEYS``.
+        output: where it goes; None: a name made from the prompt.
+        samples: videos side by side in the file, with seeds counting up.
+    """
 
     settings: dict[str, Any]
-    output: str | None
-    number: int
+    output: str | None = None
+    samples: int = 1
 
 
-def plan_jobs(flags: dict[str, Any]) -> list[Job]:
+def plan_jobs(flags: dict[str, Any], like: dict[str, Any] | None = None) -> list[Job]:
     """The jobs of one command line.
 
     Args:
         flags: values given by the user, by the flag's name with underscores.
+        like: settings stored in a video, which the flags override.
 
     Raises:
         UsageError: no prompt, a prompts file that cannot be used, a wrong number.
     """
-    base: dict[str, Any] = {}
-    if like := flags.get("like"):
-        base = {k: v for k, v in read_settings(like).items() if k in LIKE_KEYS}
-    if "resolution" in flags or "aspect" in flags:
-        base.pop("width", None), base.pop("height", None)
-    base |= {k: v for k, v in flags.items() if k in JOB_KEYS}
+    base = {k: v for k, v in (like or {}).items() if k in LIKE_KEYS}
+    base = _over(base, {k: v for k, v in flags.items() if k in JOB_KEYS})
     lines = _lines(flags["prompts"]) if flags.get("prompts") else [{}]
     if flags.get("prompts") and flags.get("prompt"):
         raise UsageError("prompt-twice", "Both a prompt and --prompts were given.",
                          "Give one of the two.")  # fmt: skip
-    merged = [{**base, **line} for line in lines]
     jobs: list[Job] = []
-    for settings in merged:
-        if not str(settings.get("prompt") or "").strip():
-            raise UsageError(
-                "prompt-empty",
-                "There is no prompt.",
-                'Describe what to show: turbodiffusion generate "a red circle".',
-            )
-        count = settings.pop("num", 1)
-        if not isinstance(count, int) or count < 1:
-            raise UsageError("num-illegal", f"--num {count} is not a number of videos.",
-                             "Use 1 or more.")  # fmt: skip
+    for line in lines:
+        settings = _over(base, line)
+        _require_prompt(settings)
+        count, samples = (_count(settings.pop(name, 1), name) for name in ("num", "samples"))
         output = settings.pop("output", None)
-        several = count > 1 or len(merged) > 1
+        shared = len(lines) > 1 and "output" not in line
         for i in range(count):
-            own = {**settings, "seed": settings.get("seed", 0) + i}
-            jobs.append(Job(own, _numbered(output, len(jobs)) if several else output, len(jobs)))
+            own = {**settings, "seed": settings.get("seed", 0) + i} if i else settings
+            number = len(jobs) if shared else i
+            several = shared or count > 1
+            jobs.append(Job(own, _numbered(output, number) if several else output, samples))
     return jobs
+
+
+def _require_prompt(settings: dict[str, Any]) -> None:
+    if not str(settings.get("prompt") or "").strip():
+        raise UsageError(
+            "prompt-empty",
+            "There is no prompt.",
+            'Describe what to show: turbodiffusion generate "a red circle".',
+        )
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError("num-illegal", f"{name} {value!r} is not a number of videos.",
+                         "Use 1 or more.")  # fmt: skip
+    return value
+
+
+def _over(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """``more`` over ``base``; a size by name replaces one in pixels."""
+    if "resolution" in more or "aspect" in more:
+        base = {k: v for k, v in base.items() if k not in ("width", "height")}
+    return {**base, **more}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -102,6 +120,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
                 f"Line {number} of {path} has the unknown setting {sorted(unknown)[0]!r}.",
                 f"Settings are {', '.join(sorted(JOB_KEYS))}.",
             )
+        for name in ("image", "output", "resolution", "aspect"):
+            if not isinstance(value.get(name, ""), str):
+                raise UsageError("prompts-type",
+                                 f"Line {number} of {path}: {name} is {value[name]!r}, not text.",
+                                 "Give text in quotes.")  # fmt: skip
         out.append(value)
     if not out:
         raise UsageError("prompts-empty", f"{path} holds no prompt.", "Write one a line.")
@@ -118,23 +141,11 @@ def _numbered(output: str | None, number: int) -> str | None:
     return str(path.with_name(f"{path.stem}-{number:03d}{path.suffix}"))
 
 
-def output_path(job: Job, seed: int) -> str:
-    """Where the job's video goes; without a name one is made from prompt and seed."""
-    if job.output is not None:
-        return job.output
-    words = re.sub(r"[^\w]+", "-", str(job.settings["prompt"]).lower()).strip("-")
-    return str(OUTPUT_FOLDER / f"{words[:60].rstrip('-') or 'video'}-{seed}.mp4")
-
-
 def request_of(job: Job, card: ModelCard) -> Request:
     """The job as a request for this card; the size comes from name, aspect or image."""
     s = job.settings
     values = {k: s[k] for k in (*REQUEST_FLAGS, "width", "height", "guidance_low") if k in s}
-    try:
-        request = Request(prompt=s["prompt"], **values)
-    except TypeError as error:
-        raise UsageError("job-setting", f"A setting cannot be used: {error}.",
-                         "See `turbodiffusion generate --help`.") from error  # fmt: skip
+    request = Request(prompt=s["prompt"], **values)
     size = _size(s, card)
     return request if size is None else replace(request, width=size[0], height=size[1])
 
@@ -144,7 +155,10 @@ def _size(settings: dict[str, Any], card: ModelCard) -> tuple[int, int] | None:
     name, aspect = settings.get("resolution"), settings.get("aspect")
     if "width" in settings or (name is None and aspect is None):
         return None
-    if name and re.search(r"[x×*]", name):
+    if name and re.search(r"[xX×*]", name):
+        if aspect:
+            raise UsageError("aspect-twice", f"The size {name} has a shape, and --aspect {aspect} "
+                             "asks for another.", "Give one of the two.")  # fmt: skip
         return parse_size(name)
     if card.embedded and name:
         raise UsageError(
@@ -154,16 +168,27 @@ def _size(settings: dict[str, Any], card: ModelCard) -> tuple[int, int] | None:
             f"Leave --resolution out, or give a multiple of {card.size_multiple} such as "
             f"{card.width}x{card.height}.",
         )
-    if card.embedded:
-        wide, high = (int(n) for n in (aspect or "1:1").split(":"))
-        return adaptive_size(high, wide, card.width * card.height, card.size_multiple)
-    name = name or ("720p" if card.height >= 720 else "480p")
+    if name is None:
+        own = (card.width, card.height)
+        name = next((n for n, sizes in RESOLUTIONS.items() if sizes["16:9"] == own), None)
+    area_w, area_h = resolution(name, "16:9") if name else (card.width, card.height)
     if aspect == "image":
-        if "image" not in settings:
-            raise UsageError("aspect-image", "--aspect image needs --image.", "Give an image.")
-        from turbodiffusion.media.image import load_image
+        shape = _image_shape(settings)
+    elif name:
+        return resolution(name, aspect or "16:9")
+    elif aspect in ASPECTS:
+        wide, high = (int(n) for n in aspect.split(":"))
+        shape = (high, wide)
+    else:
+        raise UsageError("media-aspect", f"There is no aspect ratio {aspect!r}.",
+                         f"Use one of {', '.join(ASPECTS)}.")  # fmt: skip
+    return adaptive_size(*shape, area_w * area_h, card.size_multiple)
 
-        width, height = resolution(name, "16:9")
-        _, image_h, image_w = load_image(settings["image"]).shape
-        return adaptive_size(image_h, image_w, width * height, card.size_multiple)
-    return resolution(name, aspect or "16:9")
+
+def _image_shape(settings: dict[str, Any]) -> tuple[int, int]:
+    if "image" not in settings:
+        raise UsageError("aspect-image", "--aspect image needs --image.", "Give an image.")
+    from turbodiffusion.media.image import load_image
+
+    _, height, width = load_image(settings["image"]).shape
+    return height, width

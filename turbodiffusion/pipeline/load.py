@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.models.cards import Attention
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import Tokenizer
+from turbodiffusion.pipeline.identity import WeightIdentity
 from turbodiffusion.pipeline.pipeline import Pipeline
 from turbodiffusion.weights.find import Files, find
-from turbodiffusion.weights.identity import quick_hash
 from turbodiffusion.weights.load import load_dit, load_text_encoder, load_vae
 
 
@@ -27,6 +28,9 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     except RuntimeError as error:
         raise UsageError("device-unknown", f"There is no device {name!r}.",
                          "Use cpu, cuda or cuda:1.") from error  # fmt: skip
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError("device-unsupported", f"The networks do not run on {device.type}.",
+                         "Use cpu, cuda or cuda:1.")  # fmt: skip
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SetupError("device-no-cuda", f"{name} was asked for, but torch sees no CUDA device.",
                          "Leave --device out to run on the CPU, or check the driver.")  # fmt: skip
@@ -38,7 +42,7 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 
 
 def load(
-    name_or_path: str | Path | None = None,
+    name_or_path: str | Path | Files | None = None,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -54,7 +58,8 @@ def load(
 
     Args:
         name_or_path: a name that ``turbodiffusion models`` lists, a checkpoint file, a folder or a
-            hub id. Default: the best embedded model.
+            hub id, or what :func:`~turbodiffusion.weights.find.find` gave. Default: the best
+            embedded model.
         device: default the first CUDA device, else the CPU.
         dtype: precision of the networks. Default as in the file; on a CPU the embedded models run
             in float32, which is faster there at their size.
@@ -69,51 +74,68 @@ def load(
         UsageError, SetupError: the device or attention cannot be used.
     """
     target = pick_device(device)
-    files = find(name_or_path, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, low=low)
+    if isinstance(name_or_path, Files):
+        files = name_or_path
+    else:
+        files = find(name_or_path, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, low=low)
     card = files.card
+    if topk is not None and not 0 < topk <= 1:
+        raise UsageError("attention-topk", f"topk {topk} is not a share between 0 and 1.",
+                         "0.1 keeps a tenth of the key blocks.")  # fmt: skip
     if dtype is None and card.embedded and target.type == "cpu":
         dtype = torch.float32
     chosen = _attention(card.attention, attention, topk)
+    settings = card.attention if topk is None else replace(card.attention, topk=topk)
     # Released networks go to the device when their turn comes, so that host memory mapping stays.
     home = target if card.embedded else torch.device("cpu")
     experts: dict[str, WanDiT] = {
-        expert: load_dit(path, card, attention=chosen, device=home, dtype=dtype)
+        expert: load_dit(
+            path, replace(card, attention=settings), attention=chosen, device=home, dtype=dtype
+        )
         for expert, path in files.dit.items()
     }
-    return Pipeline(
-        card,
-        experts,
+    networks = (
         load_vae(files.vae, card.vae, device=home, dtype=dtype or torch.bfloat16),
         load_text_encoder(files.text_encoder, card.text, device=home, dtype=dtype),
-        Tokenizer.from_file(files.tokenizer, card.text.text_len),
-        device=target,
-        identity=_identity(files),
-        swap=swap,
     )
+    reader = Tokenizer.from_file(files.tokenizer, card.text.text_len)
+    pipe = Pipeline(
+        card, experts, *networks, reader, device=target, identity=WeightIdentity.of(files),
+        swap=swap,
+    )  # fmt: skip
+    for note in _notes(pipe, chosen, topk):
+        warnings.warn(note, stacklevel=2)
+    return pipe
 
 
 def _attention(
     default: Attention, asked: Attention | str | None, topk: float | None
 ) -> Attention | None:
     """None leaves the choice to the file."""
-    if isinstance(asked, Attention):
+    if asked is None or isinstance(asked, Attention):
         return asked
-    if asked is None and topk is None:
-        return None
-    kind: Any = asked or default.kind
-    if kind == "original":  # the released scripts' word
-        kind = "dense"
+    kind: Any = "dense" if asked == "original" else asked  # the released scripts' word
     if kind not in ("dense", "sla", "sagesla"):
-        raise UsageError("attention-unknown", f"There is no attention {kind!r}.",
+        raise UsageError("attention-unknown", f"There is no attention {asked!r}.",
                          "Use dense, sla or sagesla.")  # fmt: skip
-    if topk is not None and not 0 < topk <= 1:
-        raise UsageError("attention-topk", f"topk {topk} is not a share between 0 and 1.",
-                         "0.1 keeps a tenth of the key blocks.")  # fmt: skip
     return replace(default, kind=kind, topk=default.topk if topk is None else topk)
 
 
-def _identity(files: Files) -> dict[str, Any]:
-    """Names and header hashes of the weight files, cheap enough for every run."""
-    parts = {**{f"dit{f'_{k}' if k else ''}": p for k, p in files.dit.items()}, "vae": files.vae,
-             "text_encoder": files.text_encoder}  # fmt: skip
-    return {name: {"file": path.name, "hash": quick_hash(path)} for name, path in parts.items()}
+def _notes(pipe: Pipeline, asked: Attention | None, topk: float | None) -> list[str]:
+    """What the user of this model should know, one sentence each."""
+    used, notes = pipe.any_expert.attention, []
+    if used.kind == "sagesla":
+        notes.append(
+            "sagesla is computed as sla here: the same sparse blocks and linear branch, without "
+            "the 8-bit rounding of the released kernel, whose operator this version does not have."
+        )
+    if used.kind == "dense" and topk is not None:
+        notes.append(f"topk {topk} is without effect: this network runs dense attention.")
+    meant_sparse = pipe.card.few_step and pipe.card.attention.kind != "dense"
+    if meant_sparse and used.kind == "dense" and asked is None:
+        notes.append(
+            "The file has no projection for sparse attention, as an original Wan network: it runs "
+            "dense, and unless it was distilled few steps give noise. --baseline (baseline=True) "
+            "is its own sampler."
+        )
+    return notes

@@ -10,10 +10,8 @@ from typing import Any
 
 
 class Progress:
-    """Reports the phases of ``total`` videos; bars only where a person is watching.
-
-    Without a terminal each phase is one line, so that logs stay readable.
-    """
+    """Reports the phases of ``total`` videos: bars where a person is watching, a line for each
+    longer phase elsewhere, so that logs stay readable."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -24,7 +22,7 @@ class Progress:
         print(text, file=sys.stderr, flush=True)
 
     def begin(self, number: int, prompt: str) -> None:
-        """The next video starts."""
+        """Video ``number``, from 0, starts."""
         if self.total > 1:
             self.label = f"[{number + 1}/{self.total}] "
             self.note(f"{self.label}{prompt}")
@@ -36,7 +34,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A phase without steps."""
+        """A phase without steps; a short one is not mentioned."""
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
@@ -44,16 +42,20 @@ class Progress:
             self.note(f"{self.label}{name}: {spent:.1f} s")
 
     @contextmanager
-    def steps(self, name: str, total: int) -> Iterator[Callable[..., None]]:
+    def steps(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A phase with ``total`` steps; yields the function to call with the number done."""
+        if not sys.stderr.isatty():
+            with self.phase(name):
+                yield lambda count: None
+            return
         from tqdm import tqdm
 
-        bar = tqdm(
+        bar: Any = tqdm(
             total=total, desc=f"{self.label}{name}", leave=False, file=sys.stderr,
-            disable=None, unit="step" if name == "denoising" else "frame", dynamic_ncols=True,
+            unit="step" if name == "denoising" else "frame", dynamic_ncols=True,
         )  # fmt: skip
 
-        def done(count: int, *_: Any) -> None:
+        def done(count: int) -> None:
             bar.update(count - bar.n)
 
         try:

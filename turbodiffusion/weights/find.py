@@ -253,8 +253,10 @@ def _partners(path: Path, expert: str) -> Iterator[Path]:
 def _complete(
     one: ModelCard, dit: dict[str, Path], folders: list[Path], request: _Request
 ) -> Files:
-    paths = {role: _companion(one, role, folders, request) for role in COMPANIONS}
-    return Files(one, dit, paths["vae"], paths["text_encoder"], paths["tokenizer"])
+    vae, text = (_companion(one, role, folders, request) for role in ("vae", "text_encoder"))
+    # Wan repositories ship the tokenizer beside the text encoder, which may lie apart from the DiT.
+    tokenizer = _companion(one, "tokenizer", [text.parent, *folders], request)
+    return Files(one, dit, vae, text, tokenizer)
 
 
 def _companion(one: ModelCard, role: str, folders: list[Path], request: _Request) -> Path:
