@@ -16,7 +16,7 @@ from turbodiffusion.pipeline.identity import differing_parts
 from turbodiffusion.pipeline.jobs import Job, plan_jobs, request_of
 from turbodiffusion.pipeline.outputs import plan_outputs
 from turbodiffusion.pipeline.progress import Progress
-from turbodiffusion.pipeline.request import Request, resolve
+from turbodiffusion.pipeline.request import Fit, Request, resolve
 from turbodiffusion.weights.find import Files, find
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
             yield Result(job, error=known.with_traceback(None))  # its frames hold tensors
 
 
-def check_jobs(jobs: list[Job], card: ModelCard) -> list[Request]:
-    """The requests of all jobs, with every check that needs no weights."""
+def check_jobs(jobs: list[Job], card: ModelCard, fit: Fit = "refuse") -> list[Request]:
+    """The requests of all jobs, with every check that needs no weights; see :func:`.resolve`."""
     requests = []
     for job in jobs:
         image = job.settings.get("image")
@@ -87,7 +87,7 @@ def check_jobs(jobs: list[Job], card: ModelCard) -> list[Request]:
             from turbodiffusion.media.image import load_image
 
             load_image(image)
-        requests.append(resolve(request_of(job, card), card))
+        requests.append(resolve(request_of(job, card), card, fit))
     return requests
 
 
