@@ -50,5 +50,14 @@ def teacher_recipe(**changes: Any) -> TeacherRecipe:
     return replace(base, **changes)
 
 
-def nano(vae: VAERecipe | None = None, teacher: TeacherRecipe | None = None) -> NanoSize:
-    return NanoSize("nano-teacher", vae or vae_recipe(), teacher or teacher_recipe())
+def nano(
+    vae: VAERecipe | None = None,
+    teacher: TeacherRecipe | None = None,
+    decoder: VAERecipe | None = None,
+) -> NanoSize:
+    return NanoSize(
+        "nano-teacher",
+        vae or vae_recipe(),
+        decoder or vae_recipe(seed=33),
+        teacher or teacher_recipe(),
+    )

@@ -41,7 +41,7 @@ def test_help(capsys, command):
     out = capsys.readouterr().out
     assert f"turbodiffusion mini {command}" in out
     if command == "train":
-        assert "{vae,teacher,all}" in out
+        assert "{vae,decoder,teacher,all}" in out
         for flag in ("--size", "--run-minutes", "--minutes", "--steps", "--batch", "--device"):
             assert flag in out
 

@@ -36,6 +36,14 @@ def test_kinds_of_batches():
     assert values.dtype == torch.float32 and -1 <= values.min() < values.max() <= 1
 
 
+def test_crops_as_large_as_the_clip_are_as_many_whole_clips():
+    recipe = {"batch": 4, "crops_per_clip": 2, "full_every": 0, "still_every": 0}
+    whole = batch(0, crop=(17, 64), **recipe)
+    assert whole.shape == (4, 3, 9, 32, 32)
+    assert not any(torch.equal(whole[i], whole[j]) for i in range(4) for j in range(i))
+    assert batch(1, crop=(17, 64), **recipe | {"still_every": 2}).shape == (4, 3, 5, 32, 32)
+
+
 def test_clips_are_training_clips():
     scenes = world.sample_scenes(300, 41, split="train")
     video = data.clips(300, 41, 5, 16, CPU)
@@ -160,6 +168,32 @@ def test_refresh_pays_the_exact_share(tokenizer):
     none.add(8)
     none.refresh()
     assert none.added == 8
+
+
+@pytest.mark.parametrize("refreshes", [0, 3, 8, 40])
+def test_a_pool_is_rendered_again_from_two_numbers(tokenizer, refreshes):
+    """Before, during and after the first entries are replaced; the first fill ends in a part."""
+    settings = {"pool": 24, "first_pool": 13, "refresh": 3.0}
+    pool, again = pool_of(tokenizer, **settings), pool_of(tokenizer, **settings)
+    pool.fill()
+    for _ in range(refreshes):
+        pool.refresh()
+    again.load_state_dict(pool.state_dict())
+    for _ in range(2):
+        assert len(pool) == len(again) and pool.added == again.added
+        for name in ("latents", "ids", "masks"):
+            one, other = getattr(pool, name), getattr(again, name)
+            assert torch.equal(one[: len(pool)], other[: len(pool)]), name
+        for _ in range(3):
+            pool.refresh()
+            again.refresh()
+
+
+def test_a_refresh_of_several_chunks_is_paid_at_once(tokenizer):
+    pool = pool_of(tokenizer, refresh=20.0)
+    pool.fill()
+    pool.refresh()
+    assert pool.added == 16 + 16 and pool.debt == 4
 
 
 def test_captions_say_what_their_clip_shows(tokenizer):

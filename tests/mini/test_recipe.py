@@ -114,10 +114,11 @@ LONGEST = 100_000  # steps; runs on a GPU end by their minutes long before
 def training_seeds(size):
     """name → (first, last) of every range of scene seeds that training a size uses."""
     spans = {}
-    vae, teacher = size.vae, size.teacher
-    for stage in (vae, teacher):
+    teacher = size.teacher
+    for name in ("vae", "decoder", "teacher"):
+        stage = getattr(size, name)
         last = data.step_seed(stage, LONGEST, RANKS - 1)
-        spans[f"steps of {type(stage).__name__}"] = (data.step_seed(stage, 0, 0), last)
+        spans[f"steps of {name}"] = (data.step_seed(stage, 0, 0), last)
     added = teacher.pool + int(LONGEST * teacher.refresh)
     for rank in range(RANKS):
         low = data.pool_seed(teacher, rank, 0)

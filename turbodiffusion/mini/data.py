@@ -7,6 +7,7 @@ teacher a pool of encoded clips whose oldest entries are replaced all the time.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,8 +64,6 @@ def crop_clips(
     """
     frames, h, w = video_BCFHW.shape[2:]
     n_frames, side = min(crop[0], frames), min(crop[1], h, w)
-    if (n_frames, side, side) == (frames, h, w):
-        return video_BCFHW
     rng = random.Random(seed)
     starts = [rng.randint(0, frames - n_frames) for _ in video_BCFHW]
     middle = torch.stack(
@@ -94,13 +93,16 @@ def vae_batch(
 ) -> Tensor:
     """The batch of a training step; the same for the same recipe, step and process."""
     seed = step_seed(recipe, step, rank)
+    crop = (min(recipe.crop[0], frames), min(recipe.crop[1], size))
     if recipe.full_every and step % recipe.full_every == recipe.full_every - 1:
         return clips(recipe.full_batch, seed, frames, size, device)
+    if recipe.still_every and step % recipe.still_every == recipe.still_every - 1:
+        crop = (5, crop[1])
+    if crop == (frames, size):
+        return clips(recipe.batch, seed, frames, size, device)
     count = recipe.crops_per_clip
     video = clips(max(1, recipe.batch // count), seed, frames, size, device)
-    if recipe.still_every and step % recipe.still_every == recipe.still_every - 1:
-        return crop_clips(video, (5, recipe.crop[1]), count, recipe.edge_share, seed)
-    return crop_clips(video, recipe.crop, count, recipe.edge_share, seed)
+    return crop_clips(video, crop, count, recipe.edge_share, seed)
 
 
 class LatentPool:
@@ -121,7 +123,7 @@ class LatentPool:
         self.recipe, self.vae, self.tokenizer = recipe, vae, tokenizer
         self.frames, self.size, self.device = frames, size, device
         self.seed = seed
-        self.chunk = chunk_of(frames, size)
+        self.chunk = min(chunk_of(frames, size), recipe.pool)
         self.added = 0
         self.debt = 0.0
         self.latents: Tensor | None = None
@@ -132,11 +134,35 @@ class LatentPool:
     def __len__(self) -> int:
         return min(self.added, self.recipe.pool)
 
+    def fill(self) -> None:
+        """The entries that training starts with."""
+        self.add(self.recipe.first_pool)
+
     @torch.no_grad()
     def add(self, n: int) -> None:
         """Render, encode and tokenise ``n`` clips over the oldest entries."""
         for first in range(0, n, self.chunk):
             self._add_chunk(min(self.chunk, n - first))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers from which :meth:`load_state_dict` renders the same entries again."""
+        return {"size": self.size, "added": self.added, "debt": self.debt}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the entries of a saved pool again, in the chunks they were made in.
+
+        Clips that newer ones have replaced are left out, so this takes at most the time of
+        ``recipe.pool`` clips.
+        """
+        first, total = self.recipe.first_pool, state["added"]
+        starts = [*range(0, first, self.chunk), *range(first, total, self.chunk)]
+        for start in starts:
+            n = min(self.chunk, first - start) if start < first else self.chunk
+            self.added = start
+            if start + n > total - self.recipe.pool:
+                self._add_chunk(n)
+        self.added, self.debt = total, state["debt"]
 
     def _add_chunk(self, n: int) -> None:
         seed = self.seed + self.added
@@ -164,7 +190,7 @@ class LatentPool:
     def refresh(self) -> None:
         """Pay this step's share of new clips, in whole chunks."""
         self.debt += self.recipe.refresh
-        if self.debt >= self.chunk:
+        while self.debt >= self.chunk:
             self.add(self.chunk)
             self.debt -= self.chunk
 

@@ -6,6 +6,7 @@ in the metadata; ``<size>_report.json`` beside them gathers recipe, seed, cost a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -39,7 +40,7 @@ def file(size: SizeRecipe, folder: Path, part: str) -> Path:
 
 
 def _write(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
@@ -47,18 +48,60 @@ def _write(module: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt", **metadata})
+    # Not save_file: that makes files which only their owner can read.
+    partial.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
     os.replace(partial, path)
 
 
 def update_report(size: SizeRecipe, folder: Path, **parts: Any) -> Path:
-    """Merge ``parts`` into the report file of ``size`` in ``folder``."""
+    """Merge ``parts`` into the report file of ``size`` in ``folder``; a part of None is removed."""
     path = file(size, folder, "report")
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({**old, **parts}, indent=1) + "\n", "utf-8")
+    merged = {**read_report(size, folder), **parts}
+    text = json.dumps({k: v for k, v in merged.items() if v is not None}, indent=1)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text + "\n", "utf-8")
     os.replace(partial, path)
     return path
+
+
+def read_report(size: SizeRecipe, folder: Path) -> dict[str, Any]:
+    """What is recorded of ``size`` in ``folder``; empty where there is no report yet."""
+    path = file(size, folder, "report")
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            "mini-report-damaged",
+            f"The report {path} is not JSON of the expected form ({error}).",
+            "Restore it, or delete it: training and `mini judge --record` write it again.",
+        ) from error
+
+
+def finished(size: SizeRecipe, folder: Path, stage: str) -> dict[str, Any] | None:
+    """The report of a stage whose weights in ``folder`` are complete, else None.
+
+    A stage that is asked for again keeps them: the report says which machine did the work, and the
+    stage ``vae`` must not undo the later ``decoder``.
+    """
+    key, part = ("teacher", "t2v_teacher") if stage == "teacher" else ("vae", "vae")
+    report: dict[str, Any] = read_report(size, folder).get(key, {})
+    if not report.get("complete") or not file(size, folder, part).exists():
+        return None
+    return None if stage == "decoder" and "after" not in report else report
+
+
+def latents_id(vae: WanVAE) -> str:
+    """Short hash of all that decides what latents mean: the encoder and its scaling.
+
+    Stages that depend on latents store it, so that they are not continued on other ones.
+    """
+    digest = hashlib.sha256(repr((vae.config.latent_mean, vae.config.latent_std)).encode())
+    for name, value in (*vae.encoder.state_dict().items(), *vae.conv1.state_dict().items()):
+        rounded = value.detach().to("cpu", torch.bfloat16).flatten().contiguous()
+        digest.update(name.encode() + rounded.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save_vae(size: SizeRecipe, vae: WanVAE, report: dict[str, Any], folder: Path) -> None:
@@ -71,7 +114,7 @@ def save_vae(size: SizeRecipe, vae: WanVAE, report: dict[str, Any], folder: Path
         "training": json.dumps(report),
     }
     _write(vae, file(size, folder, "vae"), metadata)
-    update_report(size, folder, vae=report)
+    update_report(size, folder, vae=report, quality=None)  # measured with other weights
 
 
 def save_teacher(
@@ -81,7 +124,7 @@ def save_teacher(
     metadata = {"card": size.card_name, "training": json.dumps(report)}
     _write(dit, file(size, folder, "t2v_teacher"), {**metadata, "role": "dit"})
     _write(text, file(size, folder, "text"), {**metadata, "role": "text_encoder"})
-    update_report(size, folder, teacher=report)
+    update_report(size, folder, teacher=report, quality=None)
 
 
 def write_tokenizer(size: SizeRecipe, folder: Path) -> Path:
@@ -114,7 +157,7 @@ def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
 
 def training_of(path: Path) -> dict[str, Any]:
     """The training report inside a file that a stage wrote."""
-    return json.loads(read_header(path).metadata.get("training", "{}"))
+    return dict(json.loads(read_header(path).metadata.get("training", "{}")))
 
 
 def load_embedded_vae(size: SizeRecipe, folder: Path, worker: Worker) -> WanVAE:

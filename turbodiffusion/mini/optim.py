@@ -105,6 +105,17 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state exactly.
+
+        Raises:
+            KeyError, ValueError: it belongs to other parameters.
+        """
+        saved = {name: value.shape for name, value in state["master"].items()}
+        own = {name: m.shape for name, m in zip(self.names, self.master, strict=True)}
+        if saved != own:
+            raise ValueError(
+                f"{len(saved)} tensors saved, {len(own)} of other shapes or names here"
+            )
         for name, m, e, p in zip(self.names, self.master, self.ema, self.live, strict=True):
             m.copy_(state["master"][name])
             e.copy_(state["ema"][name])

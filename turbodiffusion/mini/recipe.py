@@ -128,4 +128,5 @@ def recipe(size: str) -> SizeRecipe:
 
 def as_json(stage: Stage) -> dict[str, Any]:
     """The stage's settings as plain values for reports."""
-    return {"stage": type(stage).__name__, **asdict(stage)}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(stage).items()}
+    return {"stage": type(stage).__name__, **values}

@@ -58,6 +58,11 @@ class Worker:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
 
+    def wait_for_all(self) -> None:
+        """Return when every process has come this far."""
+        if self.world > 1:
+            dist.barrier()
+
     def report(self, stage: Stage, clock: StageClock, **more: Any) -> dict[str, Any]:
         """Recipe, cost and machine of a finished stage, as plain values."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from turbodiffusion.errors import WeightsError
+from turbodiffusion.mini.optim import MasterAdamW
 from turbodiffusion.mini.recipe import Stage
 
 
@@ -62,7 +64,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` so that a kill at any moment leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # the new name must not reach the disk before the bytes
     os.replace(partial, path)
 
 
@@ -71,13 +76,45 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except Exception as error:
         raise WeightsError(
             "mini-state-damaged",
             f"The training state {path} cannot be read ({error}).",
             "Delete the file to start the stage again.",
         ) from error
+
+
+def restore(path: Path, optim: MasterAdamW, clock: StageClock, latents: str = "") -> dict[str, Any]:
+    """Continue from the state in ``path``: fills the two and returns it, or {} without a file.
+
+    Args:
+        latents: what :func:`~turbodiffusion.mini.export.latents_id` says now, for stages that
+            depend on it.
+
+    Raises:
+        WeightsError: the file cannot be read, or is of another size, stage or autoencoder.
+    """
+    state = load_state(path)
+    if state is None:
+        return {}
+    try:
+        optim.load_state_dict(state["optim"])
+        clock.step, clock.before = int(state["step"]), float(state["seconds"])
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise WeightsError(
+            "mini-state-other",
+            f"The training state {path} is not of this stage and size ({error}).",
+            "Give another folder with --out, or delete the file to start again.",
+        ) from error
+    if state.get("latents", latents) != latents:
+        raise WeightsError(
+            "mini-state-latents",
+            f"The training state {path} belongs to the latents of another autoencoder.",
+            "Put that autoencoder back, or delete the file to train this stage again.",
+        )
+    return state
 
 
 class Log:
@@ -90,9 +127,15 @@ class Log:
 
     def write(self, **values: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            plain = {k: None if _broken(v) else v for k, v in values.items()}
+            file.write(json.dumps(plain) + "\n")
         if not self.quiet:
             shown = (
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
             )
             print("  ".join(shown), flush=True)
+
+
+def _broken(value: Any) -> bool:
+    """NaN and infinities, which JSON does not have."""
+    return isinstance(value, float) and not math.isfinite(value)

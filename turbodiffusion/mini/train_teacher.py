@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from turbodiffusion.mini.data import LatentPool, pool_seed, step_seed
 from turbodiffusion.mini.export import (
     find_part,
+    finished,
+    latents_id,
     load_embedded_vae,
     save_teacher,
     training_of,
@@ -23,13 +25,14 @@ from turbodiffusion.mini.export import (
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, TeacherRecipe
 from turbodiffusion.mini.runtime import Worker, try_compile
-from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
+from turbodiffusion.mini.state import Log, StageClock, restore, save_state
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
 from turbodiffusion.sampling.schedule import model_timestep
 from turbodiffusion.weights.load import load_dit, load_text_encoder
 
 CHECK_EVERY = 8
+LOSS_RATE = 0.02  # of the moving mean that is logged
 
 
 class Teacher(nn.Module):
@@ -87,15 +90,18 @@ class TeacherRun:
 
     def start_from(self, folder: Path) -> None:
         """Begin with weights that an earlier stage exported, with a fresh optimiser."""
-        for part, module in (("t2v_teacher", self.model.dit), ("text", self.model.text)):
-            path = find_part(self.size, folder, part)
-            loader = load_dit if part == "t2v_teacher" else load_text_encoder
-            config = self.size.card if part == "t2v_teacher" else self.size.card.text
-            module.load_state_dict(loader(path, config).state_dict())
+        card = self.size.card
+        dit = load_dit(find_part(self.size, folder, "t2v_teacher"), card)
+        text = load_text_encoder(find_part(self.size, folder, "text"), card.text)
+        self.model.dit.load_state_dict(dit.state_dict())
+        self.model.text.load_state_dict(text.state_dict())
         self.optim.restart()
 
-    def use_pool(self, scale: int) -> None:
-        """Clips of 1/``scale`` of the card's side and length, unless they are in use already."""
+    def use_pool(self, scale: int, saved: dict[str, Any]) -> None:
+        """Clips of 1/``scale`` of the card's side and length, unless they are in use already.
+
+        ``saved`` is the pool's state in an earlier run of the stage, or empty.
+        """
         card = self.size.card
         side = card.height // scale
         frames = (card.frames - 1) // scale + 1
@@ -104,11 +110,14 @@ class TeacherRun:
         # Compiling again for the short small phase would cost more than it saves.
         self.velocity = self.compiled if scale == 1 else self.model.dit.forward
         seed = pool_seed(self.recipe, self.worker.rank, side)
-        self.pool = None
+        self.pool = None  # frees the old one before the new one is made
         self.pool = LatentPool(
             self.recipe, self.vae, self.tokenizer, frames, side, self.worker.device, seed
         )
-        self.pool.add(self.recipe.first_pool)
+        if saved.get("size") == side:
+            self.pool.load_state_dict(saved)
+        else:
+            self.pool.fill()
 
     def loss(self, step: int, batch: int) -> Tensor:
         """Squared error of the predicted velocity on one drawn batch."""
@@ -133,6 +142,13 @@ class TeacherRun:
         return self.model
 
 
+def running_mean(mean: Tensor | None, loss: Tensor) -> Tensor:
+    """The mean that is logged; the first loss starts it, and broken ones are left out."""
+    if mean is None:
+        return loss
+    return mean.lerp(torch.where(loss.isfinite(), loss, mean), LOSS_RATE)
+
+
 def train_teacher(
     size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
     save_seconds: float = 60, *, init: Path | None = None,
@@ -148,49 +164,60 @@ def train_teacher(
     clock = StageClock(recipe, run_minutes, save_seconds)
     log = Log(folder / "teacher.jsonl", worker.rank > 0)
     state_file = folder / "teacher.state"
-    samples = 0
-    if state := load_state(state_file):
-        run.optim.load_state_dict(state["optim"])
-        clock.step, clock.before, samples = state["step"], state["seconds"], state["samples"]
-        clock.step -= clock.step % CHECK_EVERY
-    elif init is not None:
+    latents = latents_id(run.vae)
+    state = restore(state_file, run.optim, clock, latents)
+    if worker.agree(clock.done) and (report := finished(size, folder, "teacher")):
+        return report
+    after: dict[str, Any] | None = state.get("after")
+    if init is not None and not state:
         run.start_from(init)
+        after = training_of(find_part(size, init, "t2v_teacher"))
+    samples, small = int(state.get("samples", 0)), bool(state.get("small", False))
+    mean_loss: Tensor | None = state.get("loss")
+    if mean_loss is not None:
+        mean_loss = mean_loss.to(worker.device)
 
     def save() -> None:
         if worker.rank == 0:
-            values = {"step": clock.step, "seconds": clock.elapsed, "samples": samples}
+            values = {
+                "step": clock.step, "seconds": clock.elapsed, "samples": samples, "small": small,
+                "loss": mean_loss, "pool": run.pool.state_dict() if run.pool else {},
+                "after": after, "latents": latents,
+            }  # fmt: skip
             save_state(state_file, {"optim": run.optim.state_dict(), **values})
 
-    mean_loss = torch.zeros((), device=worker.device)
-    while True:
+    while clock.step < recipe.steps:
         # Processes compare clocks now and then only: each comparison waits for the device.
-        if clock.step % CHECK_EVERY == 0:
-            if worker.agree(clock.done or clock.pause):
-                break
+        check = clock.step % CHECK_EVERY == 0
+        if check and worker.agree(clock.done or clock.pause):
+            break
+        if check:
             small = worker.agree(clock.progress < recipe.small_share)
-            run.use_pool(2 if small else 1)
+        if check or run.pool is None:  # a kill may have come between two checks
+            run.use_pool(2 if small else 1, state.get("pool", {}))
         batch = recipe.small_batch if small else recipe.batch
         loss = run.loss(clock.step, batch)
         loss.backward()
         norm = run.optim.step(learning_rate(recipe, clock.step, clock.progress))
-        mean_loss += (loss.detach() - mean_loss) * 0.02
+        mean_loss = running_mean(mean_loss, loss.detach())
         samples += batch * worker.world
         assert run.pool is not None
         run.pool.refresh()
         clock.step += 1
         if clock.step % 100 == 0 and worker.rank == 0:
             log.write(
-                stage="teacher", step=clock.step, loss=mean_loss.item(), grad=norm.item(),
+                stage="teacher", step=clock.step, loss=float(mean_loss), grad=norm.item(),
                 samples=samples, pool=run.pool.added, seconds=clock.elapsed, run=clock.run_elapsed,
                 progress=clock.progress,
             )  # fmt: skip
         if clock.due():
             save()
     save()
-    report = worker.report(recipe, clock, samples=samples, loss=mean_loss.item())
-    report["complete"] = clock.done
-    if init is not None:
-        report["after"] = training_of(find_part(size, init, "t2v_teacher"))
+    last = None if mean_loss is None else float(mean_loss)
+    report = worker.report(recipe, clock, samples=samples, loss=last)
+    report["complete"] = worker.agree(clock.done)
+    if after is not None:
+        report["after"] = after
     model = run.export_module()
     if worker.rank == 0:
         save_teacher(size, model.dit, model.text, report, folder)

@@ -11,14 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiffusion.mini import data
-from turbodiffusion.mini.export import find_part, load_embedded_vae, save_vae, training_of
+from turbodiffusion.mini.export import (
+    find_part,
+    finished,
+    latents_id,
+    load_embedded_vae,
+    save_vae,
+    training_of,
+)
 from turbodiffusion.mini.optim import MasterAdamW, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, VAERecipe
 from turbodiffusion.mini.runtime import Worker
-from turbodiffusion.mini.state import Log, StageClock, load_state, save_state
+from turbodiffusion.mini.state import Log, StageClock, restore, save_state
 from turbodiffusion.models.vae import WanVAE
 
-STAT_CLIPS = 512
+STAT_CLIPS = 2048
 STAT_SEED = 7_000_000
 
 
@@ -48,7 +55,8 @@ def latent_stats(vae: WanVAE, frames: int, size: int, worker: Worker) -> tuple[T
     count = 0.0
     chunk = data.chunk_of(frames, size)
     for first in range(0, STAT_CLIPS, chunk):
-        video = data.clips(chunk, STAT_SEED + first, frames, size, worker.device)
+        n = min(chunk, STAT_CLIPS - first)
+        video = data.clips(n, STAT_SEED + first, frames, size, worker.device)
         mu = vae.encode_moments(video.to(worker.dtype))[0].double()
         total = total + mu.sum((0, 2, 3, 4))
         square = square + mu.square().sum((0, 2, 3, 4))
@@ -106,16 +114,16 @@ def train_vae(
     clock = StageClock(recipe, run_minutes, save_seconds)
     log = Log(folder / f"{stage}.jsonl", worker.rank > 0)
     state_file = folder / f"{stage}.state"
-    if state := load_state(state_file):
-        optim.load_state_dict(state["optim"])
-        clock.step, clock.before = state["step"], state["seconds"]
+    # Refining a decoder depends on the encoder that it belongs to.
+    latents = "" if stage == "vae" else latents_id(vae)
+    restore(state_file, optim, clock, latents)
+    if worker.agree(clock.done) and (report := finished(size, folder, stage)):
+        return report
 
     def save() -> None:
         if worker.rank == 0:
-            save_state(
-                state_file,
-                {"optim": optim.state_dict(), "step": clock.step, "seconds": clock.elapsed},
-            )
+            values = {"step": clock.step, "seconds": clock.elapsed, "latents": latents}
+            save_state(state_file, {"optim": optim.state_dict(), **values})
 
     generator = torch.Generator(worker.device)
     while not worker.agree(clock.done or clock.pause):
@@ -129,7 +137,7 @@ def train_vae(
         loss.backward()
         norm = optim.step(learning_rate(recipe, clock.step, clock.progress))
         if clock.step % 100 == 0 and worker.rank == 0:
-            psnr = -10 * math.log10(square.item() / 4)
+            psnr = -10 * math.log10(max(square.item() / 4, 1e-12))
             log.write(
                 stage=stage, step=clock.step, loss=loss.item(), psnr=psnr, grad=norm.item(),
                 seconds=clock.elapsed, progress=clock.progress,
@@ -138,15 +146,17 @@ def train_vae(
         if clock.due():
             save()
     save()
-    if not clock.done:
+    if not worker.agree(clock.done):
         return {"complete": False, "step": clock.step, "seconds": clock.elapsed}
 
+    report = {"stage": stage, **worker.report(recipe, clock)}
     optim.restore_average()
     vae.eval()
     if stage == "vae":
         mean, std = latent_stats(vae, card.frames, card.height, worker)
         before = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    report = worker.report(recipe, clock, **before)
+    report |= before
     if worker.rank == 0:
         save_vae(size, vae, report, folder)
+    worker.wait_for_all()  # no process may look for the file before it is there
     return report
