@@ -19,6 +19,15 @@ VAE_REPORT = {
 TEACHER_REPORT = {"complete": False, "recipe": {"stage": "TeacherRecipe"}, "steps": 5, "loss": 0.5}
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Networks this small lose time to threads that wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def random_micro(tmp_path_factory):
     """(folder, vae, dit, text encoder) of size ``micro``, exported as training does."""

@@ -52,6 +52,7 @@ def test_help(capsys, command):
         ("train vae --size maxi", ("mini-size", "'maxi'", "micro, mini")),
         ("judge --size maxi", ("mini-size", "'maxi'", "micro, mini")),
         ("sheet --size maxi --out a.png", ("mini-size", "'maxi'", "micro, mini")),
+        ("train vae --device cud", ("device-unknown", "'cud'", "cpu")),
         ("judge --rows truth,students", ("mini-list", "'students'", "truth, vae, teacher")),
         ("judge --objects 1,3", ("mini-list", "'3'", "1, 2")),
         ("sheet --out a.mp4", ("mini-sheet-format", "'a.mp4'", ".png")),
@@ -99,7 +100,7 @@ def weights(random_micro, tmp_path):
     return shutil.copytree(random_micro[0], tmp_path / "weights")
 
 
-def test_judge_prints_and_records_the_table(capsys, weights):
+def test_judge_prints_and_records_the_table(capsys, weights, monkeypatch):
     words = ["judge", "--size", "micro", "--weights", weights, "--samples", 1, "--steps", 1]
     words += ["--guidance", 1, "--device", "cpu"]
     code, out, _ = call(capsys, *words, "--record")
@@ -116,6 +117,9 @@ def test_judge_prints_and_records_the_table(capsys, weights):
     assert len(rows) == 6 and rows[5]["network_calls"] == 1
     assert rows[0]["machine"]["device"].startswith("CPU")
     assert stored["quality"]["weights"]["dit"]["file"] == "micro_t2v_teacher.safetensors"
+    for part in ("micro_t2v_teacher", "micro_text"):  # not needed for what follows
+        (weights / f"{part}.safetensors").unlink()
+    monkeypatch.setattr("turbodiffusion.mini.export.PACKAGED", weights)
     code, out, _ = call(capsys, *words, "--rows", "truth", "--json", "--objects", "1,2")
     values = json.loads(out)
     assert code == 0 and values["model"] == "micro" and len(values["rows"]) == 4

@@ -12,6 +12,7 @@ from turbodiffusion.errors import UsageError
 from turbodiffusion.mini import evaluate, world
 from turbodiffusion.mini.metrics import interval
 from turbodiffusion.mini.recipe import recipe
+from turbodiffusion.mini.table import ATTRIBUTES, Row, record, table
 from turbodiffusion.mini.vocabulary import build_tokenizer
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
@@ -42,7 +43,7 @@ def rendered():
 
 
 def test_a_row_counts_what_was_asked():
-    row = evaluate.Row("teacher", "seen", 1)
+    row = Row("teacher", "seen", 1)
     row.add(RIGHT)
     row.add({**RIGHT, "shape": False, "joint": False})
     row.add({**RIGHT, "shape": None})
@@ -60,7 +61,7 @@ def test_a_row_counts_what_was_asked():
 
 
 def test_an_empty_row_has_no_shares():
-    values = evaluate.Row("teacher", "seen", 1).as_json()
+    values = Row("teacher", "seen", 1).as_json()
     assert values["videos"] == 0 and not set(RIGHT) & set(values)
 
 
@@ -77,21 +78,21 @@ def test_intervals():
 
 
 def test_psnr_is_that_of_the_mean_error():
-    row = evaluate.Row("VAE reconstruction", "seen", 1)
+    row = Row("VAE reconstruction", "seen", 1)
     row.videos, row.square = 2, [1e-3, 3e-3]
     assert row.as_json()["psnr_db"] == round(-10 * math.log10(2e-3), 2)
 
 
 def test_table_text():
-    done = evaluate.Row("VAE reconstruction", "held_out", 2)
+    done = Row("VAE reconstruction", "held_out", 2)
     done.add({**RIGHT, "shape": False, "joint": False})
     done.square, done.seconds = [1e-3], 0.5
-    other = evaluate.Row("teacher", "seen", 1)
+    other = Row("teacher", "seen", 1)
     other.add({**RIGHT, "shape": None})
     other.calls = 100
-    lines = evaluate.table([done.as_json(), other.as_json()]).splitlines()
+    lines = table([done.as_json(), other.as_json()]).splitlines()
     assert lines[0].split() == [
-        "row", "combinations", "objects", "videos", *evaluate.ATTRIBUTES, "PSNR", "dB", "calls",
+        "row", "combinations", "objects", "videos", *ATTRIBUTES, "PSNR", "dB", "calls",
         "s/video",
     ]  # fmt: skip
     assert lines[1].startswith("VAE reconstruction  held-out      2        1")
@@ -146,6 +147,9 @@ def test_reconstruction_row_measures_the_autoencoder(rendered):
     # σ 0.02 in [−1, 1] is 0.01 in [0, 1]: 40 dB; clamping half of the black pixels raises it
     assert 39.9 < values["psnr_db"] < 43
     assert values["colour"]["accuracy"] == 1.0
+    rendered.reconstruct = lambda video: torch.where(video < 0, -9.0, 9.0)
+    harsh = evaluate.measure(rendered, "vae", "seen", 1, 5, 4).as_json()["psnr_db"]
+    assert harsh > 0, "what lies outside of [−1, 1] is shown clamped, and measured so"
     rendered.reconstruct = lambda video: -torch.ones_like(video)
     values = evaluate.measure(rendered, "vae", "seen", 1, 5, 4).as_json()
     assert values["psnr_db"] < 20 and values["colour"]["accuracy"] == 0.0
@@ -170,7 +174,12 @@ def test_an_unknown_row_is_refused(pipe):
 
 
 def result(rows, weights="w1", machine="m1"):
-    return {"model": "micro", "weights": weights, "machine": machine, "rows": rows}
+    return {
+        "model": "micro",
+        "weights": {"vae": {"hash": weights}},
+        "machine": machine,
+        "rows": rows,
+    }
 
 
 def row(name, split="seen", accuracy=0.5):
@@ -180,17 +189,22 @@ def row(name, split="seen", accuracy=0.5):
 def test_recorded_rows_add_up_and_follow_their_weights(tmp_path):
     (tmp_path / "micro_report.json").write_text('{"vae": {"steps": 4}}')
 
-    def record(*given, **kind):
-        path = evaluate.record(MICRO, tmp_path, result(list(given), **kind))
+    def store(*given, **kind):
+        path = record(MICRO, tmp_path, result(list(given), **kind))
         return json.loads(path.read_text())
 
-    first = record(row("truth"), row("teacher"))
+    first = store(row("truth"), row("teacher"))
     assert first["vae"] == {"steps": 4}
     assert first["quality"]["rows"] == [{**row(n), "machine": "m1"} for n in ("truth", "teacher")]
-    second = record(row("teacher", accuracy=0.9), row("teacher", "held_out"), machine="m2")
+    second = store(row("teacher", accuracy=0.9), row("teacher", "held_out"), machine="m2")
     assert [(r["row"], r["split"], r["colour"]) for r in second["quality"]["rows"]] == [
         ("truth", "seen", 0.5), ("teacher", "seen", 0.9), ("teacher", "held_out", 0.5),
     ]  # fmt: skip
     assert [r["machine"] for r in second["quality"]["rows"]] == ["m1", "m2", "m2"]
-    third = record(row("vae"), weights="w2")
+    assert second["quality"]["weights"] == {"vae": {"hash": "w1"}}
+    whole = {"vae": {"hash": "w1"}, "dit": {"hash": "d"}}
+    path = record(MICRO, tmp_path, {**result([row("vae")]), "weights": whole})
+    stored = json.loads(path.read_text())["quality"]
+    assert len(stored["rows"]) == 4 and stored["weights"] == whole, "another part is no conflict"
+    third = store(row("vae"), weights="w2")
     assert [r["row"] for r in third["quality"]["rows"]] == ["vae"], "old weights, old numbers"

@@ -26,7 +26,7 @@ def test_autoencoder_overfits_a_few_clips():
     optim = MasterAdamW(vae.named_parameters(), stage)
     video = data.clips(3, 17, 5, 16, torch.device("cpu"))
     values = []
-    for step in range(60):
+    for step in range(35):
         generator = torch.Generator().manual_seed(step)
         loss, square = train_vae.vae_loss(vae, video, stage.kl, generator)
         loss.backward()
@@ -82,11 +82,11 @@ def test_logged_mean_starts_at_the_first_loss_and_survives_a_broken_one():
     assert running_mean(mean, torch.tensor(float("nan"))).item() == pytest.approx(1.98)
 
 
-def train(folder, steps, monkeypatch):
+def train(folder, steps, batch, monkeypatch):
     """Losses that a nano teacher logs, on latents of a random autoencoder."""
     monkeypatch.setattr(train_vae, "STAT_CLIPS", 64)
     teacher = nano.teacher_recipe(
-        steps=steps, batch=32, lr=4e-3, warmup=20, pool=256, first_pool=256, refresh=0.0
+        steps=steps, batch=batch, lr=4e-3, warmup=20, pool=256, first_pool=256, refresh=0.0
     )
     size = nano.nano(nano.vae_recipe(steps=1), teacher=teacher)
     train_vae.train_vae(size, folder, nano.CPU)
@@ -97,12 +97,12 @@ def train(folder, steps, monkeypatch):
 
 @pytest.mark.slow
 def test_teacher_learns(tmp_path, monkeypatch):
-    losses, report = train(tmp_path, 800, monkeypatch)
+    losses, report = train(tmp_path, 800, 32, monkeypatch)
     assert len(losses) == 8 and report["samples"] == 800 * 32
     assert all(b < a + 0.02 for a, b in pairwise(losses))
     assert losses[-1] < 0.6 * losses[0]
 
 
 def test_teacher_begins_to_learn(tmp_path, monkeypatch):
-    losses, report = train(tmp_path, 200, monkeypatch)
+    losses, report = train(tmp_path, 200, 16, monkeypatch)
     assert report["loss"] == losses[-1] < 0.85 * losses[0]

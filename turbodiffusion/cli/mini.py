@@ -12,7 +12,6 @@ from turbodiffusion.errors import UsageError
 
 if TYPE_CHECKING:
     from turbodiffusion.mini.recipe import SizeRecipe
-    from turbodiffusion.pipeline.pipeline import Pipeline
 
 
 def add_parser(subparsers: Any) -> None:
@@ -107,7 +106,10 @@ def _train(args: argparse.Namespace) -> int:
     from turbodiffusion.mini.runtime import Worker
     from turbodiffusion.mini.train_teacher import train_teacher
     from turbodiffusion.mini.train_vae import train_vae
+    from turbodiffusion.pipeline.load import pick_device
 
+    if args.device:
+        pick_device(args.device)  # refuses what is not there in a sentence
     size = recipe(args.size)
     changes = {k: getattr(args, k) for k in ("minutes", "steps", "batch") if getattr(args, k)}
     stages = ("vae", "decoder", "teacher") if args.stage == "all" else (args.stage,)
@@ -129,13 +131,11 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace) -> tuple[SizeRecipe, Pipeline]:
-    from turbodiffusion.mini.evaluate import open_pipeline
+def _size(args: argparse.Namespace) -> SizeRecipe:
     from turbodiffusion.mini.recipe import recipe
     from turbodiffusion.weights.find import default_name
 
-    size = recipe(args.size or default_name())
-    return size, open_pipeline(size, args.weights, args.device)
+    return recipe(args.size or default_name())
 
 
 def _sampler(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,14 +145,18 @@ def _sampler(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    # Everything is checked before the first row: a row may take an hour.
-    rows = _listed(args.rows, ("truth", "vae", "teacher"), "--rows")
-    counts = [int(n) for n in _listed(args.objects, ("1", "2"), "--objects")]
     from turbodiffusion.mini import evaluate
     from turbodiffusion.mini.export import size_name
     from turbodiffusion.mini.runtime import machine
+    from turbodiffusion.mini.table import record, table
 
-    size, pipe = _open(args)
+    # Everything is checked before the first row: a row may take an hour.
+    rows = _listed(args.rows, evaluate.ROWS, "--rows")
+    counts = [int(n) for n in _listed(args.objects, ("1", "2"), "--objects")]
+    size = _size(args)
+    whole = "teacher" in rows
+    open_model = evaluate.open_pipeline if whole else evaluate.open_autoencoder
+    pipe = open_model(size, args.weights, args.device)
     measured = []
     for name in rows:
         for objects in counts:
@@ -163,13 +167,13 @@ def _judge(args: argparse.Namespace) -> int:
                 measured.append(row.as_json())
                 print(f"{row.name}, {split}, {objects} object(s): done", file=sys.stderr)
     result = {
-        "model": size_name(size), "weights": pipe.identity, "machine": machine(pipe.device),
-        "rows": measured,
+        "model": size_name(size), "weights": pipe.identity.as_dict() if pipe.identity else {},
+        "machine": machine(pipe.device), "rows": measured,
     }  # fmt: skip
     if args.record:
-        path = evaluate.record(size, args.weights or evaluate.PACKAGED, result)
+        path = record(size, args.weights or evaluate.PACKAGED, result)
         print(f"Stored in {path}", file=sys.stderr)
-    print(json.dumps(result, indent=1) if args.json else evaluate.table(measured))
+    print(json.dumps(result, indent=1) if args.json else table(measured))
     return 0
 
 
@@ -187,6 +191,7 @@ def _listed(text: str, allowed: tuple[str, ...], flag: str) -> list[str]:
 
 
 def _sheet(args: argparse.Namespace) -> int:
+    from turbodiffusion.mini.evaluate import open_pipeline
     from turbodiffusion.mini.sheet import draw_sheet
 
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -195,7 +200,7 @@ def _sheet(args: argparse.Namespace) -> int:
             f"A sheet cannot be written as {args.out.name!r}; .png and .jpg can.",
             "Give --out a name such as sheet.png.",
         )
-    _, pipe = _open(args)
+    pipe = open_pipeline(_size(args), args.weights, args.device)
     path, right = draw_sheet(
         pipe, args.out, args.samples, objects=args.objects, batch=args.batch,
         on_batch=lambda n: print(f"{n} video(s) made", file=sys.stderr), **_sampler(args),

@@ -6,11 +6,9 @@ rendered truth (its own error), the autoencoder's reconstruction, and the teache
 
 from __future__ import annotations
 
-import json
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,62 +18,40 @@ from torch import Tensor
 from turbodiffusion.errors import UsageError
 from turbodiffusion.mini import world
 from turbodiffusion.mini.data import render_clips
-from turbodiffusion.mini.export import PACKAGED, file, find_part, update_report
+from turbodiffusion.mini.export import PACKAGED, find_part
 from turbodiffusion.mini.judge import judge, score
-from turbodiffusion.mini.metrics import interval
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.pipeline.load import load
+from turbodiffusion.mini.table import Row
+from turbodiffusion.models.cards import ModelCard
+from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.pipeline.identity import WeightIdentity
+from turbodiffusion.pipeline.load import load, pick_device
 from turbodiffusion.pipeline.pipeline import Pipeline
 from turbodiffusion.pipeline.request import Request, resolve
+from turbodiffusion.weights.load import load_vae
 
-ATTRIBUTES = ("background", "colour", "shape", "motion", "joint")
 SPLITS: tuple[world.Split, ...] = ("seen", "held_out")
 SEED = 90_000_000
 """Evaluation scenes are numbered from here, far from every training seed."""
 
 
-@dataclass
-class Row:
-    """Counts of one row of the table. ``hits[attribute] = [right, judged]``."""
+@dataclass(frozen=True)
+class Autoencoder:
+    """As much of a pipeline as rows without sampling need, so that a VAE can be judged alone."""
 
-    name: str
-    split: str
-    objects: int
-    hits: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
-    square: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    videos: int = 0
-    calls: int = 0
+    card: ModelCard
+    vae: WanVAE
+    device: torch.device
+    identity: WeightIdentity
 
-    def add(self, scores: dict[str, bool | None]) -> None:
-        """Count one video; an attribute that the caption leaves open is not judged."""
-        self.videos += 1
-        for name, right in scores.items():
-            if right is not None:
-                self.hits[name][0] += bool(right)
-                self.hits[name][1] += 1
+    @torch.inference_mode()
+    def reconstruct(self, video_BCFHW: Tensor) -> Tensor:
+        """Through the autoencoder and back, float32 in the range it produces."""
+        video = video_BCFHW.to(self.device, self.vae.dtype)
+        return self.vae.decode(self.vae.encode(video)).float()
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values: accuracy, 95 % interval and sample count of every attribute."""
-        values: dict[str, Any] = {
-            "row": self.name, "split": self.split, "objects": self.objects, "videos": self.videos,
-            "network_calls": self.calls,
-        }  # fmt: skip
-        if self.videos:
-            values["seconds_per_video"] = round(self.seconds / self.videos, 4)
-        for name in ATTRIBUTES:
-            right, count = self.hits[name]
-            if count:
-                low, high = interval(right, count)
-                values[name] = {
-                    "accuracy": round(right / count, 4),
-                    "interval95": [round(low, 4), round(high, 4)],
-                    "samples": count,
-                }
-        if self.square:
-            mean = sum(self.square) / len(self.square)
-            values["psnr_db"] = round(-10 * torch.log10(torch.tensor(mean)).item(), 2)
-        return values
+
+Subject = Pipeline | Autoencoder
 
 
 def scenes_of(split: world.Split, objects: int, n: int) -> world.Scenes:
@@ -89,7 +65,7 @@ def prompts_of(scenes: world.Scenes) -> list[str]:
     return [world.caption(scenes, i, 0) for i in range(len(scenes))]
 
 
-def truth_row(pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int) -> Row:
+def truth_row(pipe: Subject, split: world.Split, objects: int, n: int, batch: int) -> Row:
     """The judge's own accuracy on rendered clips."""
     row = Row("rendered truth", split, objects)
     for scenes, video in _rendered(pipe, split, objects, n, batch):
@@ -97,12 +73,12 @@ def truth_row(pipe: Pipeline, split: world.Split, objects: int, n: int, batch: i
     return row
 
 
-def reconstruction_row(pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int) -> Row:
+def reconstruction_row(pipe: Subject, split: world.Split, objects: int, n: int, batch: int) -> Row:
     """Clips through the autoencoder and back; PSNR over all pixels in [0, 1]."""
     row = Row("VAE reconstruction", split, objects)
     for scenes, video in _rendered(pipe, split, objects, n, batch):
         start = time.perf_counter()
-        out = pipe.reconstruct(video)
+        out = pipe.reconstruct(video).clamp(-1, 1)  # as it is shown
         row.seconds += time.perf_counter() - start
         row.square += ((out - video).square().mean((1, 2, 3, 4)) / 4).tolist()
         _judge_all(row, scenes, out)
@@ -149,7 +125,7 @@ def _calls(request: Request) -> int:
 
 
 def _rendered(
-    pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int
+    pipe: Subject, split: world.Split, objects: int, n: int, batch: int
 ) -> Iterable[tuple[world.Scenes, Tensor]]:
     card = pipe.card
     scenes = scenes_of(split, objects, n)
@@ -166,76 +142,24 @@ def _judge_all(row: Row, scenes: world.Scenes, video: Tensor) -> None:
         row.add(score(judge(clip), world.expected(scenes, i)))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of :meth:`Row.as_json` as aligned text, accuracies in percent with 95 % intervals."""
-    header = [
-        "row",
-        "combinations",
-        "objects",
-        "videos",
-        *ATTRIBUTES,
-        "PSNR dB",
-        "calls",
-        "s/video",
-    ]
-    lines = [header]
-    for row in rows:
-        cells = [
-            row["row"],
-            row["split"].replace("_", "-"),
-            str(row["objects"]),
-            str(row["videos"]),
-        ]
-        for name in ATTRIBUTES:
-            value = row.get(name)
-            if value is None:
-                cells.append("–")
-                continue
-            low, high = value["interval95"]
-            cells.append(f"{100 * value['accuracy']:.1f} ({100 * low:.0f}–{100 * high:.0f})")
-        cells.append(f"{row['psnr_db']:.1f}" if "psnr_db" in row else "–")
-        cells.append(str(row["network_calls"] or "–"))
-        seconds = row.get("seconds_per_video")
-        cells.append(f"{seconds:.2f}" if seconds else "–")
-        lines.append(cells)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+ROWS = ("truth", "vae", "teacher")
 
 
 def measure(
-    pipe: Pipeline, name: str, split: world.Split, objects: int, n: int, batch: int, **settings: Any
+    pipe: Subject, name: str, split: world.Split, objects: int, n: int, batch: int, **settings: Any
 ) -> Row:
-    """One row by its short name: ``truth``, ``vae`` or ``teacher``."""
+    """One row by its short name, one of ``ROWS``."""
     if name == "truth":
         return truth_row(pipe, split, objects, n, batch)
     if name == "vae":
         return reconstruction_row(pipe, split, objects, n, batch)
-    if name == "teacher":
+    if name == "teacher" and isinstance(pipe, Pipeline):
         return sample_row(pipe, split, objects, n, batch, **settings)
-    raise UsageError("mini-row", f"There is no row {name!r}.", "Rows are truth, vae, teacher.")
-
-
-def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
-    """Store a measured table in the report file of ``folder``.
-
-    Each row carries the machine it was measured on. Rows of earlier calls stay unless they are
-    measured again or belong to other weights.
-    """
-    path = file(size, folder, "report")
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    kept = {}
-    if old.get("quality", {}).get("weights") == result["weights"]:
-        kept = {_row_key(row): row for row in old["quality"]["rows"]}
-    new = {_row_key(row): {**row, "machine": result["machine"]} for row in result["rows"]}
-    quality = {k: v for k, v in result.items() if k != "machine"}
-    return update_report(size, folder, quality={**quality, "rows": [*{**kept, **new}.values()]})
-
-
-def _row_key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["row"], row["split"], row["objects"], row["network_calls"]
+    raise UsageError(
+        "mini-row",
+        f"There is no row {name!r} of {pipe.card.name} with the weights that are loaded.",
+        f"Rows are {', '.join(ROWS)}; the last needs the whole model.",
+    )
 
 
 def open_pipeline(size: SizeRecipe, folder: Path | None, device: str | None) -> Pipeline:
@@ -252,3 +176,12 @@ def open_pipeline(size: SizeRecipe, folder: Path | None, device: str | None) -> 
         tokenizer=find_part(size, place, "tokenizer"),
         device=device,
     )
+
+
+def open_autoencoder(size: SizeRecipe, folder: Path | None, device: str | None) -> Autoencoder:
+    """The autoencoder alone, from ``folder`` or packaged, for the rows that sample nothing."""
+    path, target = find_part(size, folder or PACKAGED, "vae"), pick_device(device)
+    # The precisions of the whole pipeline, see pipeline.load.
+    dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
+    vae = load_vae(path, size.card.vae, device=target, dtype=dtype)
+    return Autoencoder(size.card, vae, target, WeightIdentity({"vae": path}))
