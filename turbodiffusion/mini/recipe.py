@@ -94,7 +94,7 @@ RECIPES: dict[str, SizeRecipe] = {
         ),
         teacher=TeacherRecipe(
             steps=30000, minutes=600, batch=256, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01,
-            seed=12, pool=65536, first_pool=8192, refresh=4,
+            seed=12, pool=8192, first_pool=4096, refresh=4,
         ),
     ),
     "mini": SizeRecipe(
@@ -109,7 +109,7 @@ RECIPES: dict[str, SizeRecipe] = {
         ),
         teacher=TeacherRecipe(
             steps=60000, minutes=20, batch=64, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01,
-            seed=22, refresh=2, small_share=0.08,
+            seed=22, pool=8192, refresh=2, small_share=0.08,
         ),
     ),
 }  # fmt: skip
