@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pipeline import tiny
 from turbodiffusion.inference import i2v, t2v
 from turbodiffusion.media import RESOLUTIONS, read_video
 
