@@ -32,7 +32,9 @@ class DiTConfig:
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.head_dim % 2:
-            raise ValueError(f"dim {self.dim} must be num_heads {self.num_heads} × an even head_dim")
+            raise ValueError(
+                f"dim {self.dim} must be num_heads {self.num_heads} × an even head_dim"
+            )
 
     @property
     def head_dim(self) -> int:
