@@ -185,6 +185,7 @@ def convolve(conv: nn.Conv3d, x: Tensor) -> Tensor:
         x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
         and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
     )
     if onednn:
