@@ -7,7 +7,7 @@ A block is marked by a comment, and everything inside its fence is replaced:
     …
     ```
 
-``turbodiffusion`` stands for this interpreter's package, ``REPO`` for the checkout. Commands of one page run in one temporary
+``turbodiffusion`` and ``python`` stand for this interpreter's, ``REPO`` for the checkout. Commands of one page run in one temporary
 folder, in order, so that a later one can use the file of an earlier one. A command that fails is
 shown with its exit code, which pages about errors want. ``python docs/refresh.py [PAGE …]``.
 """
@@ -30,7 +30,8 @@ BAR = re.compile(r"[^\n]*\r")
 def output_of(command: str, folder: Path) -> str:
     """What a person sees: the command line, then stdout and stderr as they come."""
     words = shlex.split(command.replace("REPO", ROOT.as_posix()))
-    real = [sys.executable, "-m", *words] if words[0] == "turbodiffusion" else words
+    own = {"turbodiffusion": [sys.executable, "-m", "turbodiffusion"], "python": [sys.executable]}
+    real = [*own.get(words[0], words[:1]), *words[1:]]
     done = subprocess.run(
         real,
         cwd=folder,
