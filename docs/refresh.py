@@ -8,8 +8,8 @@ A block is marked by a comment, and everything inside its fence is replaced:
     ```
 
 ``turbodiffusion`` and ``python`` stand for this interpreter's, ``REPO`` for the checkout. Commands
-of one page run in one temporary folder, in order, so that a later one can use the file of an earlier
-one. A command that fails is shown with its exit code, which pages about errors want.
+of one page run in one temporary folder, in order, so that a later one can use what an earlier one
+wrote. A command that fails is shown with its exit code, which pages about errors want.
 ``python docs/refresh.py [PAGE …]``.
 """
 
