@@ -24,7 +24,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- run: (?P<command>.+?) -->\n```console\n).*?(\n```)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- run: (?P<command>[^\n]+?) -->\n```console\n).*?(^```$)", re.DOTALL | re.MULTILINE
+)
 BAR = re.compile(r"[^\n]*\r")
 
 
@@ -57,7 +59,7 @@ def refresh(page: Path) -> int:
         def replace(match: re.Match[str]) -> str:
             nonlocal count
             count += 1
-            return match[1] + output_of(match["command"], Path(folder).resolve()) + match[3]
+            return match[1] + output_of(match["command"], Path(folder).resolve()) + "\n" + match[3]
 
         text = BLOCK.sub(replace, page.read_text("utf-8"))
     page.write_text(text, "utf-8")
