@@ -17,7 +17,8 @@ BARE_PYTHON = base_python()
 
 COMMAND_LINE = """
 import os, sys
-def main(arguments):
+def main(arguments=None):
+    arguments = arguments or sys.argv[1:]
     print("ran", arguments, sys.prefix != sys.base_prefix)
     if arguments[0] == "fail":
         return 2

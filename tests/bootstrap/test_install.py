@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from tests.bootstrap.checkout import make_checkout
+from tests.bootstrap.checkout import make_checkout, make_ready
 from turbodiffusion.bootstrap import install, torch_source
 from turbodiffusion.bootstrap.environment import MARK, Environment
 from turbodiffusion.bootstrap.sizes import MB, Size, of_packages, of_torch
@@ -120,6 +120,7 @@ def fill(environment, monkeypatch, machine, build, extras=()):
     pip.version = lambda: (25, 3)
     monkeypatch.setattr(install, "Pip", lambda *_: pip)
     monkeypatch.setattr(install, "_write_path_file", lambda _: None)
+    monkeypatch.setattr(install, "_write_command", lambda _: None)
     monkeypatch.setattr(install, "_try_out", lambda *_: None)
     install._fill(environment, extras, machine, build)
     return pip.installed[1]
@@ -236,6 +237,24 @@ def test_path_file_finds_the_checkout(tmp_path):
             env={**os.environ, **variables},
         )
         assert done.stdout.strip() == "found", done.stderr
+
+
+def test_command_of_the_activated_environment(tmp_path):
+    environment = make_checkout(tmp_path / "sp ace é")
+    make_ready(environment)
+    install._write_path_file(environment)
+    install._write_command(environment)
+    name = "turbodiffusion.cmd" if os.name == "nt" else "turbodiffusion"
+    path = f"{environment.python.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [shutil.which(name, path=path), "fail", "a b"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.stdout == "ran ['fail', 'a b'] True\n", done.stderr
+    assert done.returncode == 2
 
 
 def test_an_interrupted_venv_is_made_again(tmp_path, capsys):

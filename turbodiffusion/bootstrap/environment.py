@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from turbodiffusion.errors import SetupError
 
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 """Raised when the installation steps change, so that older environments are repaired."""
 
 STAMP = "turbodiffusion.json"

@@ -168,6 +168,7 @@ def _fill(environment: Environment, extras: Sequence[str], machine: Machine, bui
     say("  Installing the packages …")
     pip.install(arguments)
     _write_path_file(environment)
+    _write_command(environment)
     _try_out(environment, build, extras, torch)
 
 
@@ -180,6 +181,24 @@ def _write_path_file(environment: Environment) -> None:
     path = os.fsencode(environment.root)
     line = f"import os, sys; sys.path.insert(0, os.fsdecode({path!r}))\n"
     (environment.site_packages / PATH_FILE).write_text(line, "ascii")
+
+
+def _write_command(environment: Environment) -> None:
+    """The command ``turbodiffusion`` for people who activate the environment.
+
+    A shell line starts the Python beside it, since ``#!`` cannot hold paths with spaces.
+    """
+    body = "import sys\n\nfrom turbodiffusion.cli.main import main\n\nsys.exit(main())\n"
+    folder = environment.python.parent
+    if os.name == "nt":
+        (folder / "turbodiffusion-script.py").write_text(body, "ascii")
+        line = '@"%~dp0python.exe" "%~dp0turbodiffusion-script.py" %*\n'
+        (folder / "turbodiffusion.cmd").write_text(line, "ascii")
+        return
+    head = "#!/bin/sh\n'''exec' \"$(dirname -- \"$0\")/python\" \"$0\" \"$@\"\n' '''\n"
+    command = folder / "turbodiffusion"
+    command.write_text(head + body, "ascii")
+    command.chmod(0o755)
 
 
 def _try_out(environment: Environment, build: Build, extras: Sequence[str], torch: str) -> None:
