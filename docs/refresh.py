@@ -10,11 +10,13 @@ A block is marked by a comment, and everything inside its fence is replaced:
 ``turbodiffusion`` and ``python`` stand for this interpreter's, ``REPO`` for the checkout. Commands
 of one page run in one temporary folder, in order, so that a later one can use what an earlier one
 wrote. A command that fails is shown with its exit code, which pages about errors want.
-``python docs/refresh.py [PAGE …]``.
+A block marked ``quality: micro`` gets
+the table that ``turbodiffusion mini judge --record`` stored. ``python docs/refresh.py [PAGE …]``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -26,6 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
     r"(<!-- run: (?P<command>[^\n]+?) -->\n```console\n).*?(^```$)", re.DOTALL | re.MULTILINE
+)
+QUALITY = re.compile(
+    r"(<!-- quality: (?P<size>\w+) -->\n```\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
 BAR = re.compile(r"[^\n]*\r")
 
@@ -51,6 +56,15 @@ def output_of(command: str, folder: Path) -> str:
     return f"$ {command}\n{text.strip()}{code}"
 
 
+def quality_of(size: str) -> str:
+    """The table that ``mini judge --record`` stored beside the weights of ``size``."""
+    sys.path.insert(0, str(ROOT))
+    from turbodiffusion.mini.table import table
+
+    path = ROOT / "turbodiffusion" / "mini" / "weights" / f"{size}_report.json"
+    return table(json.loads(path.read_text("utf-8"))["quality"]["rows"])
+
+
 def refresh(page: Path) -> int:
     """Replace the outputs of one page; returns how many blocks it has."""
     count = 0
@@ -62,6 +76,7 @@ def refresh(page: Path) -> int:
             return match[1] + output_of(match["command"], Path(folder).resolve()) + "\n" + match[3]
 
         text = BLOCK.sub(replace, page.read_text("utf-8"))
+        text = QUALITY.sub(lambda m: m[1] + quality_of(m["size"]) + "\n" + m[3], text)
     page.write_text(text, "utf-8")
     return count
 
