@@ -27,9 +27,6 @@ RAW_PIP = (24, 1)
 
 NEW_PIP = "pip==25.3"
 
-NOT_THERE = re.compile(r"No matching distribution found|ResolutionImpossible")
-"""What pip says when an index cannot be reached or does not hold the version."""
-
 CAUSES: tuple[tuple[str, str, str, str], ...] = (
     (
         r"Errno 28|No space left|not enough space|Disk quota exceeded",

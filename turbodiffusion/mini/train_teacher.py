@@ -55,11 +55,6 @@ def noisy_pair(
     return (1 - t_B1111) * x0_BCTHW + t_B1111 * noise, noise - x0_BCTHW, t
 
 
-def text_keys(encoder: TextEncoder) -> list[tuple[str, nn.Parameter]]:
-    """Trainable tensors of the encoder; a tied embedding counts once."""
-    return [(f"text.{name}", p) for name, p in encoder.named_parameters()]
-
-
 def build(size: SizeRecipe, worker: Worker) -> Teacher:
     """A freshly initialised teacher; the text encoder stays in float32 while it learns."""
     card = size.card
@@ -78,8 +73,7 @@ class TeacherRun:
         self.size, self.folder, self.worker = size, folder, worker
         self.recipe: TeacherRecipe = size.teacher
         self.model = build(size, worker)
-        dit_named = [(f"dit.{n}", p) for n, p in self.model.dit.named_parameters()]
-        self.optim = MasterAdamW(dit_named + text_keys(self.model.text), self.recipe)
+        self.optim = MasterAdamW(self.model.named_parameters(), self.recipe)
         self.vae = load_embedded_vae(size, folder, worker)
         self.tokenizer = Tokenizer.from_file(write_tokenizer(size, folder), size.card.text.text_len)
         empty_ids, empty_mask = self.tokenizer([""])
