@@ -103,7 +103,7 @@ def resolve(
     wanted = [*refused]
     for name in ("runtime.txt", "test.txt"):
         lines = (ROOT / "requirements" / name).read_text("utf-8").splitlines()
-        wanted += [line for line in lines if line and not line.startswith(("#", "torch"))]
+        wanted += [line for line in lines if line and not line.startswith(("#", "torch", "triton"))]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = ["install", "--quiet", "--dry-run", "--ignore-installed", "--target", folder]

@@ -33,7 +33,7 @@ def pins(python: str) -> dict[str, str]:
 def test_every_range_has_its_pin(python):
     locked = pins(python)
     for requirement in [*read("runtime.txt"), *read("test.txt")]:
-        if requirement.name != "torch":
+        if requirement.name not in ("torch", "triton"):  # torch decides which Triton it wants
             assert locked[canonicalize_name(requirement.name)] in requirement.specifier
 
 
