@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
@@ -166,33 +168,75 @@ def specimens(operator: str, capability: int) -> list[Specimen]:
     return list(module.specimens(capability))
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a specimen on one capability, and what is wrong with it."""
+
+    operator: str
+    name: str
+    kernel: str
+    capability: int
+    registers: int = 0
+    spill_bytes: int = 0
+    shared_bytes: int = 0
+    faults: tuple[str, ...] = ()
+
+
+def rows(
+    operators: Sequence[str], capabilities: Sequence[int], match: str = "", jobs: int = 1
+) -> Iterator[Row]:
+    """Build the specimens whose name contains ``match``, ``jobs`` at a time.
+
+    A kernel that cannot be built is a row whose fault holds what Triton or ptxas said.
+    """
+    wanted = [
+        (operator, capability, index)
+        for capability in capabilities
+        for operator in operators
+        for index, specimen in enumerate(specimens(operator, capability))
+        if match in specimen.name
+    ]
+    if jobs <= 1:
+        yield from (_row(*task) for task in wanted)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_row, *zip(*wanted, strict=True)) if wanted else ()
+
+
+def _row(operator: str, capability: int, index: int) -> Row:
+    specimen = specimens(operator, capability)[index]
+    function = specimen.kernel.fn
+    kernel = f"{function.__module__}.{function.__name__}"
+    try:
+        built = build(specimen, capability)
+    except Exception as error:
+        text = f"{specimen.name} on sm_{capability}: {type(error).__name__}: {error}"
+        return Row(operator, specimen.name, kernel, capability, faults=(text,))
+    return Row(
+        operator, specimen.name, kernel, capability, built.registers, built.spill_bytes,
+        built.shared_bytes, tuple(faults(built, specimen)),
+    )  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; the exit status is 1 when a kernel has a fault."""
     parser = argparse.ArgumentParser(prog="python -m turbodiffusion.ops.aot")
     parser.add_argument("operator", nargs="*", default=list(OPERATORS))
     parser.add_argument("--capability", type=int, nargs="*", default=list(CAPABILITIES))
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="kernels compiled at a time")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     args = parser.parse_args(argv)
     bad = 0
-    print(f"{'kernel':<44} {'sm':>4} {'registers':>9} {'spills':>7} {'shared':>8}")
-    for capability in args.capability:
-        for operator in args.operator:
-            for specimen in specimens(operator, capability):
-                if args.match not in specimen.name:
-                    continue
-                try:
-                    built = build(specimen, capability)
-                except Exception as error:
-                    bad += 1
-                    print(f"{specimen.name:<44} {capability:>4}  {type(error).__name__}: {error}")
-                    continue
-                wrong = faults(built, specimen)
-                bad += bool(wrong)
-                print(
-                    f"{built.name:<44} {capability:>4} {built.registers:>9} "
-                    f"{built.spill_bytes:>7} {built.shared_bytes:>8}  {'; '.join(wrong)}",
-                    flush=True,
-                )
+    if not args.json:
+        print(f"{'kernel':<44} {'sm':>4} {'registers':>9} {'spills':>7} {'shared':>8}")
+    for row in rows(args.operator, args.capability, args.match, args.jobs):
+        bad += bool(row.faults)
+        text = json.dumps(asdict(row)) if args.json else (
+            f"{row.name:<44} {row.capability:>4} {row.registers:>9} {row.spill_bytes:>7} "
+            f"{row.shared_bytes:>8}  {'; '.join(row.faults)}"
+        )  # fmt: skip
+        print(text, flush=True)
     return 1 if bad else 0
 
 
