@@ -45,7 +45,7 @@ def vae_recipe(**changes: Any) -> VAERecipe:
 def teacher_recipe(**changes: Any) -> TeacherRecipe:
     base = TeacherRecipe(
         steps=12, minutes=1000, batch=4, lr=1e-3, betas=BETAS, weight_decay=0.01, seed=32,
-        warmup=2, pool=12, first_pool=8, refresh=0.5, small_batch=4,
+        warmup=2, pool=12, first_pool=8, refresh=0.5,
     )  # fmt: skip
     return replace(base, **changes)
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.mini import nano
 from turbodiffusion.mini import data, train_vae
-from turbodiffusion.mini.optim import MasterAdamW
+from turbodiffusion.mini.optim import MasterOptimizer
 from turbodiffusion.mini.train_teacher import noisy_pair, running_mean, train_teacher
 from turbodiffusion.models.vae import WanVAE
 
@@ -23,7 +23,7 @@ def test_autoencoder_overfits_a_few_clips():
     torch.manual_seed(stage.seed)
     vae = WanVAE(nano.NANO.vae)
     vae.init_weights()
-    optim = MasterAdamW(vae.named_parameters(), stage)
+    optim = MasterOptimizer(vae.named_parameters(), stage)
     video = data.clips(3, 17, 5, 16, torch.device("cpu"))
     values = []
     for step in range(35):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.mini import nano
-from turbodiffusion.mini.optim import MasterAdamW
+from turbodiffusion.mini.optim import MasterOptimizer
 
 STAGE = nano.vae_recipe(weight_decay=0.1, clip=0.5, ema=0.98)
 
@@ -34,7 +34,7 @@ def give(module, values):
 
 def test_equals_torch_with_clipping():
     ours, theirs = network(), network()
-    optim = MasterAdamW(ours.named_parameters(), STAGE)
+    optim = MasterOptimizer(ours.named_parameters(), STAGE)
     weights = [p for p in theirs.parameters() if p.ndim > 1]
     vectors = [p for p in theirs.parameters() if p.ndim == 1]
     reference = torch.optim.AdamW(
@@ -64,7 +64,7 @@ def test_equals_torch_with_clipping():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_broken_gradient_changes_nothing(bad):
     module = network()
-    optim = MasterAdamW(module.named_parameters(), STAGE)
+    optim = MasterOptimizer(module.named_parameters(), STAGE)
     give(module, gradients(0))
     optim.step(1e-2)
     before = copy.deepcopy(optim.state_dict())
@@ -92,7 +92,7 @@ def test_low_precision_weights_follow_their_masters():
     with torch.no_grad():
         module.weight.fill_(1.0)
     stage = nano.vae_recipe(weight_decay=0.0)
-    optim = MasterAdamW(module.named_parameters(), stage)
+    optim = MasterOptimizer(module.named_parameters(), stage)
     for _ in range(200):
         module.weight.grad = -torch.ones_like(module.weight)
         optim.step(1e-4)
@@ -104,7 +104,7 @@ def test_low_precision_weights_follow_their_masters():
 
 def test_moving_average():
     module = network()
-    optim = MasterAdamW(module.named_parameters(), STAGE)
+    optim = MasterOptimizer(module.named_parameters(), STAGE)
     average = [p.detach().clone() for p in module.parameters()]
     for step in range(300):
         give(module, gradients(step))
@@ -125,14 +125,14 @@ def test_moving_average():
 def test_state_round_trip_is_exact(tmp_path):
     """Half of the steps, a file, another object, the other half: the same bits as without."""
     straight = network(torch.bfloat16)
-    optim = MasterAdamW(straight.named_parameters(), STAGE)
+    optim = MasterOptimizer(straight.named_parameters(), STAGE)
     for step in range(10):
         give(straight, gradients(step))
         optim.step(1e-2)
         if step == 4:
             torch.save(optim.state_dict(), tmp_path / "state")
     resumed = network(torch.bfloat16)
-    second = MasterAdamW(resumed.named_parameters(), STAGE)
+    second = MasterOptimizer(resumed.named_parameters(), STAGE)
     second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert second.steps == 5
     for step in range(5, 10):
@@ -146,7 +146,7 @@ def test_state_round_trip_is_exact(tmp_path):
 
 def test_a_parameter_without_gradient_counts_as_zero():
     module, twin = network(), network()
-    optims = [MasterAdamW(m.named_parameters(), STAGE) for m in (module, twin)]
+    optims = [MasterOptimizer(m.named_parameters(), STAGE) for m in (module, twin)]
     for step in range(3):
         values = gradients(step)
         give(module, values)
@@ -164,11 +164,11 @@ def test_a_parameter_without_gradient_counts_as_zero():
 PROCESS = """
 import os, sys, torch, torch.distributed as dist
 from tests.mini import test_optim as t
-from turbodiffusion.mini.optim import MasterAdamW
+from turbodiffusion.mini.optim import MasterOptimizer
 rank = int(os.environ["RANK"])
 dist.init_process_group("gloo")
 module = t.network()
-optim = MasterAdamW(module.named_parameters(), t.STAGE)
+optim = MasterOptimizer(module.named_parameters(), t.STAGE)
 for step in range(3):
     t.give(module, t.gradients(10 * step + rank))
     optim.step(1e-2)
@@ -195,7 +195,7 @@ def test_two_processes_average_their_gradients(tmp_path):
         for process in both:
             process.kill()
     single = network()
-    optim = MasterAdamW(single.named_parameters(), STAGE)
+    optim = MasterOptimizer(single.named_parameters(), STAGE)
     for step in range(3):
         pairs = zip(gradients(10 * step), gradients(10 * step + 1), strict=True)
         give(single, [(a + b) / 2 for a, b in pairs])

@@ -103,6 +103,9 @@ def test_recipes_fit_their_cards(name):
     assert size.teacher.first_pool <= size.teacher.pool
     assert size.vae.crop[0] % size.card.vae.temporal_stride == 1
     assert size.vae.crop[1] % size.card.vae.spatial_stride == 0
+    if (opening := size.teacher.opening) is not None:
+        assert 0 < opening.share < 1 and opening.frames < size.card.frames
+        assert opening.frames % size.card.vae.temporal_stride == 1
     plain = as_json(size.teacher)
     assert plain["stage"] == "TeacherRecipe" and plain["seed"] == size.teacher.seed
 
@@ -122,7 +125,7 @@ def training_seeds(size):
     added = teacher.pool + int(LONGEST * teacher.refresh)
     for rank in range(RANKS):
         low = data.pool_seed(teacher, rank, 0)
-        spans[f"pool {rank}"] = (low, low + size.card.height + added)
+        spans[f"pool {rank}"] = (low, low + size.card.frames + added)
     return spans
 
 

@@ -15,6 +15,7 @@ import torch
 from tests.mini import nano
 from turbodiffusion.errors import WeightsError
 from turbodiffusion.mini import export, train_vae
+from turbodiffusion.mini.recipe import Opening
 from turbodiffusion.mini.state import StageClock, load_state, save_state
 from turbodiffusion.mini.train_teacher import train_teacher
 from turbodiffusion.weights.load import load_vae
@@ -27,7 +28,12 @@ SIZE = nano.nano(
     # Both phases, a pool that is renewed while it is used, and a number of steps that is no
     # multiple of the interval at which processes compare their clocks.
     teacher=nano.teacher_recipe(
-        steps=TEACHER_STEPS, small_share=0.3, pool=40, first_pool=20, refresh=2.5
+        steps=TEACHER_STEPS,
+        opening=Opening(share=0.3, frames=5, batch=4),
+        pool=40,
+        first_pool=20,
+        refresh=2.5,
+        matrix_lr=2e-3,
     ),
 )
 
@@ -61,6 +67,7 @@ def tensors(folder, name):
     optim = state["optim"]
     flat = {f"master {k}": v for k, v in optim["master"].items()}
     flat |= {f"ema {k}": v for k, v in optim["ema"].items()}
+    flat |= {f"muon {i}": v for i, v in enumerate(optim["muon"])}
     for key, values in optim["adam"]["state"].items():
         flat |= {f"adam {key} {k}": v for k, v in values.items()}
     return flat

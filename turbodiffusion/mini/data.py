@@ -26,12 +26,12 @@ def step_seed(stage: Stage, step: int, rank: int) -> int:
     return stage.seed * 1_000_003 + step * 64 + rank
 
 
-def pool_seed(stage: Stage, rank: int, side: int) -> int:
-    """First scene seed of a process's pool of clips of ``side`` pixels.
+def pool_seed(stage: Stage, rank: int, frames: int) -> int:
+    """First scene seed of a process's pool of clips of ``frames`` frames.
 
     Each process has a million numbers of its own, far above those of :func:`step_seed`.
     """
-    return stage.seed * 10_000_019 + rank * 1_000_003 + side
+    return stage.seed * 10_000_019 + rank * 1_000_003 + frames
 
 
 def chunk_of(frames: int, size: int) -> int:
@@ -146,7 +146,7 @@ class LatentPool:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers from which :meth:`load_state_dict` renders the same entries again."""
-        return {"size": self.size, "added": self.added, "debt": self.debt}
+        return {"frames": self.frames, "added": self.added, "debt": self.debt}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class LatentPool:
 
     def _add_chunk(self, n: int) -> None:
         seed = self.seed + self.added
-        scenes = world.sample_scenes(n, seed, split="train")
+        scenes = world.sample_scenes(n, seed, split="train", two_objects=self.recipe.two_objects)
         latent = self.vae.encode_parallel(
             render_clips(scenes, self.frames, self.size, self.device).to(self.dtype)
         )
@@ -195,8 +195,13 @@ class LatentPool:
             self.debt -= self.chunk
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(latents float32 (n, C, T, H, W), ids (n, S), masks (n, S)) of random entries."""
+        """(latents float32 (n, C, T, H, W), ids (n, S), masks (n, S)) of random entries.
+
+        The generator belongs to the pool's device: numbers drawn on the host would have to be
+        copied, and every copy waits until the device has done all that was asked before.
+        """
         assert self.latents is not None and self.ids is not None and self.masks is not None
-        pick = torch.randint(len(self), (n,), generator=generator).to(self.device)
-        variant = torch.randint(CAPTIONS_PER_CLIP, (n,), generator=generator).to(self.device)
+        where = {"generator": generator, "device": self.device}
+        pick = torch.randint(len(self), (n,), **where)
+        variant = torch.randint(CAPTIONS_PER_CLIP, (n,), **where)
         return self.latents[pick].float(), self.ids[pick, variant], self.masks[pick, variant]

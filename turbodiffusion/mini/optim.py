@@ -1,4 +1,4 @@
-"""AdamW on float32 master weights of a low-precision module, with a moving average.
+"""AdamW (and Muon) on float32 master weights of a low-precision module, with a moving average.
 
 The module computes in the precision it ships in, so training sees the roundings of inference;
 updates smaller than a bf16 step would be lost there, so they accumulate in float32 masters.
@@ -6,13 +6,14 @@ updates smaller than a bf16 step would be lost there, so they accumulate in floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from turbodiffusion.mini.muon import Muon
 from turbodiffusion.mini.recipe import Stage
 
 
@@ -23,14 +24,26 @@ def learning_rate(stage: Stage, step: int, progress: float) -> float:
     return stage.lr * warm * cool
 
 
-class MasterAdamW:
+class MasterOptimizer:
     """Optimiser over named parameters of any float dtype.
 
     ``ema`` holds the moving average of the masters. Gradients are averaged over the processes of
     ``torch.distributed`` when it is initialised; every process then makes the same update.
+
+    Args:
+        parameters: what learns.
+        stage: rates, decay, clipping.
+        matrices: names of 2-D parameters that Muon updates instead of AdamW.
+        matrix_lr: Muon's learning rate when AdamW's is ``stage.lr``; both follow one schedule.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], stage: Stage) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        stage: Stage,
+        matrices: Collection[str] = (),
+        matrix_lr: float = 0.0,
+    ) -> None:
         named = list(parameters)
         self.stage = stage
         self.names = [name for name, _ in named]
@@ -40,9 +53,14 @@ class MasterAdamW:
         self.grads = [torch.zeros_like(m) for m in self.master]
         for m, g in zip(self.master, self.grads, strict=True):
             m.grad = g
+        inside = [i for i, name in enumerate(self.names) if name in matrices]
+        self.muon = Muon([self.master[i] for i in inside], weight_decay=stage.weight_decay)
+        self.muon_grads = [self.grads[i] for i in inside]
+        self.matrix_share = matrix_lr / stage.lr if stage.lr else 0.0
         # Vectors (norms, biases) are not decayed.
-        decayed = [m for m in self.master if m.ndim > 1]
-        plain = [m for m in self.master if m.ndim <= 1]
+        rest = [m for i, m in enumerate(self.master) if i not in inside]
+        decayed = [m for m in rest if m.ndim > 1]
+        plain = [m for m in rest if m.ndim <= 1]
         self.adam = torch.optim.AdamW(
             [
                 {"params": decayed, "weight_decay": stage.weight_decay},
@@ -82,6 +100,7 @@ class MasterAdamW:
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
+        self.muon.step(self.muon_grads, lr * self.matrix_share, finite)
         for p in self.live:
             p.grad = None
         torch._foreach_copy_([p.detach() for p in self.live], self.master)
@@ -100,6 +119,7 @@ class MasterAdamW:
             "master": dict(zip(self.names, self.master, strict=True)),
             "ema": self.average(),
             "adam": self.adam.state_dict(),
+            "muon": self.muon.state(),
             "steps": self.steps,
         }
 
@@ -121,6 +141,7 @@ class MasterAdamW:
             e.copy_(state["ema"][name])
             p.copy_(m)
         self.adam.load_state_dict(state["adam"])
+        self.muon.load(state["muon"])
         self.steps = state["steps"]
 
     @torch.no_grad()

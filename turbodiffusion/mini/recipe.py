@@ -50,21 +50,37 @@ class VAERecipe(Stage):
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The first part of a teacher's training, on clips with fewer frames.
+
+    A clip of ``frames`` shows the whole of its motion at a lower rate, at the full side: shapes,
+    colours, places and what words mean are learned there at a fraction of the tokens. It takes
+    ``share`` of the stage's budget, ``batch`` clips a step, and renews its pool as the stage does.
+    """
+
+    share: float
+    frames: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class TeacherRecipe(Stage):
     """Flow matching on cached latents; the text encoder learns with the network.
 
     ``shift`` bends the uniform noise levels; ``drop`` is the share of empty captions that teaches
-    guidance; ``pool`` clips are kept as latents and ``refresh`` new ones replace the oldest at each
-    step; ``small_share`` of the budget runs first on half-size clips, ``small_batch`` at a time.
+    guidance; ``two_objects`` is the share of clips with two; ``pool`` clips are kept as latents and
+    ``refresh`` new ones replace the oldest at each step. ``matrix_lr`` is the rate of
+    :class:`~turbodiffusion.mini.muon.Muon` for the matrices of the DiT's blocks (0: AdamW for all).
     """
 
     shift: float = 2.0
     drop: float = 0.1
+    two_objects: float = 0.3
     pool: int = 16384
     first_pool: int = 4096
     refresh: float = 4.0
-    small_share: float = 0.0
-    small_batch: int = 256
+    matrix_lr: float = 0.0
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +124,9 @@ RECIPES: dict[str, SizeRecipe] = {
             seed=23, full_every=8, decay=0.5,
         ),
         teacher=TeacherRecipe(
-            steps=60000, minutes=20, batch=64, lr=8e-4, betas=(0.9, 0.99), weight_decay=0.01,
-            seed=22, pool=8192, refresh=2, small_share=0.08,
+            steps=60000, minutes=17, batch=64, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01,
+            seed=22, two_objects=0.5, pool=16384, first_pool=4096, refresh=1, matrix_lr=2e-3,
+            opening=Opening(share=0.35, frames=9, batch=192), decay=0.3,
         ),
     ),
 }  # fmt: skip

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import turbodiffusion
 from turbodiffusion.mini.recipe import Stage, as_json
 from turbodiffusion.mini.state import StageClock
-
-T = TypeVar("T", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -92,25 +93,24 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def try_compile(function: T, worker: Worker) -> T:
-    """``torch.compile`` where the worker asks for it; if it fails the run goes on without."""
-    if not worker.compile:
-        return function
-    compiled = torch.compile(function, dynamic=False)
-    broken = False
+def compile_modules(modules: Iterable[nn.Module], worker: Worker) -> None:
+    """``torch.compile`` each module in place, where the worker asks for it.
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal broken
-        if not broken:
-            try:
-                return compiled(*args, **kwargs)
-            except Exception as error:  # the compiler raises many kinds
-                broken = True
-                warnings.warn(
-                    f"torch.compile failed ({type(error).__name__}: {str(error)[:300]}); "
-                    "continuing without it.",
-                    stacklevel=2,
-                )
-        return function(*args, **kwargs)
+    Repeated blocks share what the compiler made of the first, so that depth costs no time. What it
+    cannot compile runs as it is written, with the compiler's own warning.
+    """
+    if worker.compile:
+        torch._dynamo.config.suppress_errors = True
+        for module in modules:
+            module.compile(dynamic=False)
 
-    return call  # type: ignore[return-value]
+
+def attention_kernels(worker: Worker) -> AbstractContextManager[Any]:
+    """The kernels that PyTorch's attention may use in here: on a GPU cuDNN's first.
+
+    They are the fastest on Hopper with a backward pass; PyTorch does not prefer them by itself.
+    """
+    if worker.device.type != "cuda":
+        return nullcontext()
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    return sdpa_kernel(order, set_priority=True)

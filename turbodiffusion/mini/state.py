@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from turbodiffusion.errors import WeightsError
-from turbodiffusion.mini.optim import MasterAdamW
+from turbodiffusion.mini.optim import MasterOptimizer
 from turbodiffusion.mini.recipe import Stage
 
 
@@ -86,7 +86,9 @@ def load_state(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def restore(path: Path, optim: MasterAdamW, clock: StageClock, latents: str = "") -> dict[str, Any]:
+def restore(
+    path: Path, optim: MasterOptimizer, clock: StageClock, latents: str = ""
+) -> dict[str, Any]:
     """Continue from the state in ``path``: fills the two and returns it, or {} without a file.
 
     Args:

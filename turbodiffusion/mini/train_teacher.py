@@ -22,9 +22,9 @@ from turbodiffusion.mini.export import (
     training_of,
     write_tokenizer,
 )
-from turbodiffusion.mini.optim import MasterAdamW, learning_rate
+from turbodiffusion.mini.optim import MasterOptimizer, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, TeacherRecipe
-from turbodiffusion.mini.runtime import Worker, try_compile
+from turbodiffusion.mini.runtime import Worker, attention_kernels, compile_modules
 from turbodiffusion.mini.state import Log, StageClock, restore, save_state
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
@@ -66,6 +66,15 @@ def build(size: SizeRecipe, worker: Worker) -> Teacher:
     return Teacher(dit.to(worker.device, worker.dtype), text.to(worker.device))
 
 
+def block_matrices(model: Teacher) -> list[str]:
+    """Names of the weight matrices inside the DiT's blocks."""
+    return [
+        name
+        for name, p in model.named_parameters()
+        if name.startswith("dit.blocks.") and p.ndim == 2
+    ]
+
+
 class TeacherRun:
     """The mutable parts of the stage, and its one step."""
 
@@ -73,13 +82,18 @@ class TeacherRun:
         self.size, self.folder, self.worker = size, folder, worker
         self.recipe: TeacherRecipe = size.teacher
         self.model = build(size, worker)
-        self.optim = MasterAdamW(self.model.named_parameters(), self.recipe)
+        rate = self.recipe.matrix_lr
+        self.optim = MasterOptimizer(
+            self.model.named_parameters(),
+            self.recipe,
+            block_matrices(self.model) if rate else (),
+            rate,
+        )
         self.vae = load_embedded_vae(size, folder, worker)
         self.tokenizer = Tokenizer.from_file(write_tokenizer(size, folder), size.card.text.text_len)
         empty_ids, empty_mask = self.tokenizer([""])
         self.empty = empty_ids.to(worker.device), empty_mask.to(worker.device)
-        self.compiled = try_compile(self.model.dit.forward, worker)
-        self.velocity = self.compiled
+        compile_modules([*self.model.dit.blocks, self.model.dit.head], worker)
         self.pool: LatentPool | None = None
 
     def start_from(self, folder: Path) -> None:
@@ -91,24 +105,20 @@ class TeacherRun:
         self.model.text.load_state_dict(text.state_dict())
         self.optim.restart()
 
-    def use_pool(self, scale: int, saved: dict[str, Any]) -> None:
-        """Clips of 1/``scale`` of the card's side and length, unless they are in use already.
+    def use_pool(self, frames: int, saved: dict[str, Any]) -> None:
+        """Clips of ``frames`` frames, unless they are in use already.
 
         ``saved`` is the pool's state in an earlier run of the stage, or empty.
         """
-        card = self.size.card
-        side = card.height // scale
-        frames = (card.frames - 1) // scale + 1
-        if self.pool is not None and self.pool.size == side:
+        if self.pool is not None and self.pool.frames == frames:
             return
-        # Compiling again for the short small phase would cost more than it saves.
-        self.velocity = self.compiled if scale == 1 else self.model.dit.forward
-        seed = pool_seed(self.recipe, self.worker.rank, side)
+        seed = pool_seed(self.recipe, self.worker.rank, frames)
         self.pool = None  # frees the old one before the new one is made
         self.pool = LatentPool(
-            self.recipe, self.vae, self.tokenizer, frames, side, self.worker.device, seed
-        )
-        if saved.get("size") == side:
+            self.recipe, self.vae, self.tokenizer, frames, self.size.card.height,
+            self.worker.device, seed,
+        )  # fmt: skip
+        if saved.get("frames") == frames:
             self.pool.load_state_dict(saved)
         else:
             self.pool.fill()
@@ -117,16 +127,17 @@ class TeacherRun:
         """Squared error of the predicted velocity on one drawn batch."""
         assert self.pool is not None
         seed = step_seed(self.recipe, step, self.worker.rank)
-        draw = torch.Generator().manual_seed(seed)
         generator = torch.Generator(self.worker.device).manual_seed(seed)
-        x0, ids, mask = self.pool.draw(batch, draw)
-        dropped = (torch.rand(batch, 1, generator=draw) < self.recipe.drop).to(x0.device)
+        x0, ids, mask = self.pool.draw(batch, generator)
+        chance = torch.rand(batch, 1, generator=generator, device=x0.device)
+        dropped = chance < self.recipe.drop
         ids = torch.where(dropped, self.empty[0], ids)
         mask = torch.where(dropped, self.empty[1], mask)
         x_t, target, t = noisy_pair(x0, self.recipe.shift, generator)
         context = self.model.text.encode(ids, mask, length=ids.shape[1])
         dtype = self.worker.dtype
-        out = self.velocity(x_t.to(dtype), model_timestep(t), context.to(dtype))
+        with attention_kernels(self.worker):
+            out = self.model.dit(x_t.to(dtype), model_timestep(t), context.to(dtype))
         return (out.float() - target).square().mean()
 
     def export_module(self) -> Teacher:
@@ -166,7 +177,7 @@ def train_teacher(
     if init is not None and not state:
         run.start_from(init)
         after = training_of(find_part(size, init, "t2v_teacher"))
-    samples, small = int(state.get("samples", 0)), bool(state.get("small", False))
+    samples, opening = int(state.get("samples", 0)), bool(state.get("opening", False))
     mean_loss: Tensor | None = state.get("loss")
     if mean_loss is not None:
         mean_loss = mean_loss.to(worker.device)
@@ -174,8 +185,9 @@ def train_teacher(
     def save() -> None:
         if worker.rank == 0:
             values = {
-                "step": clock.step, "seconds": clock.elapsed, "samples": samples, "small": small,
-                "loss": mean_loss, "pool": run.pool.state_dict() if run.pool else {},
+                "step": clock.step, "seconds": clock.elapsed, "samples": samples,
+                "opening": opening, "loss": mean_loss,
+                "pool": run.pool.state_dict() if run.pool else {},
                 "after": after, "latents": latents,
             }  # fmt: skip
             save_state(state_file, {"optim": run.optim.state_dict(), **values})
@@ -185,11 +197,12 @@ def train_teacher(
         check = clock.step % CHECK_EVERY == 0
         if check and worker.agree(clock.done or clock.pause):
             break
-        if check:
-            small = worker.agree(clock.progress < recipe.small_share)
+        if check and recipe.opening is not None:
+            opening = worker.agree(clock.progress < recipe.opening.share)
+        part = recipe.opening if opening and recipe.opening is not None else None
         if check or run.pool is None:  # a kill may have come between two checks
-            run.use_pool(2 if small else 1, state.get("pool", {}))
-        batch = recipe.small_batch if small else recipe.batch
+            run.use_pool(part.frames if part else size.card.frames, state.get("pool", {}))
+        batch = part.batch if part else recipe.batch
         loss = run.loss(clock.step, batch)
         loss.backward()
         norm = run.optim.step(learning_rate(recipe, clock.step, clock.progress))

@@ -19,7 +19,7 @@ from turbodiffusion.mini.export import (
     save_vae,
     training_of,
 )
-from turbodiffusion.mini.optim import MasterAdamW, learning_rate
+from turbodiffusion.mini.optim import MasterOptimizer, learning_rate
 from turbodiffusion.mini.recipe import SizeRecipe, VAERecipe
 from turbodiffusion.mini.runtime import Worker
 from turbodiffusion.mini.state import Log, StageClock, restore, save_state
@@ -110,7 +110,7 @@ def train_vae(
     if worker.device.type == "cuda":
         channels_last(vae)
     learning = ((n, p) for n, p in vae.named_parameters() if p.requires_grad)
-    optim = MasterAdamW(learning, recipe)
+    optim = MasterOptimizer(learning, recipe)
     clock = StageClock(recipe, run_minutes, save_seconds)
     log = Log(folder / f"{stage}.jsonl", worker.rank > 0)
     state_file = folder / f"{stage}.state"
