@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tests.weights.helpers import sparse_safetensors
 from turbodiffusion.errors import SetupError, TurboDiffusionError, UsageError, WeightsError
 from turbodiffusion.models.cards import CARDS, DIT_1_3B, DIT_A14B, UMT5_XXL, WAN_VAE
+from turbodiffusion.weights import download as fetching
 from turbodiffusion.weights import hub, places
 from turbodiffusion.weights.catalogue import BASE_FILES, dit_files
 from turbodiffusion.weights.find import default_name, find
@@ -298,27 +298,24 @@ def test_download_only_on_request_and_never_offline(
     assert isinstance(error, SetupError)
     asked: list[tuple[str, str]] = []
 
-    def hf_hub_download(repo_id: str, filename: str) -> str:
-        asked.append((repo_id, filename))
-        return str(touch(nowhere / "got" / filename))
+    def fetch_file(repository: str, path: str) -> Path:
+        asked.append((repository, path))
+        return touch(nowhere / "got" / path)
 
-    def snapshot_download(repo_id: str, allow_patterns: list[str]) -> str:
-        assert "*.py" not in allow_patterns
-        raise ConnectionError("no route\ndetails")
+    def fetch_folder(repository: str) -> Path:
+        asked.append((repository, ""))
+        return diffusers_folder(nowhere / "got" / "x", False)
 
-    library = types.ModuleType("huggingface_hub")
-    library.hf_hub_download = hf_hub_download  # type: ignore[attr-defined]
-    library.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    monkeypatch.setattr(fetching, "fetch_file", fetch_file)
+    monkeypatch.setattr(fetching, "fetch_folder", fetch_folder)
     with pytest.raises(WeightsError):
         find(SMALL)
     assert not asked
     files = find(SMALL, download=True)
     assert asked[0] == (f"TurboDiffusion/{SMALL}", f"{SMALL}.pth")
     assert files.vae == nowhere / "got" / "Wan2.1_VAE.pth"
-    fails(
-        "weights-download", lambda: find("some-one/x", download=True), "ConnectionError: no route"
-    )
+    assert find("some-one/x", download=True).dit == {"": nowhere / "got" / "x" / "transformer"}
+    assert asked[-1] == ("some-one/x", "")
 
 
 @pytest.mark.parametrize("name", ["checkpoints/none.pth", "./a/b", "none.safetensors", "a/b/c"])

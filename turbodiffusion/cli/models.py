@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbodiffusion.models.cards import CARDS, ModelCard
 from turbodiffusion.weights import places
 from turbodiffusion.weights.catalogue import BASE_FILES
+from turbodiffusion.weights.download import needed
 from turbodiffusion.weights.find import COMPANIONS, default_name
 from turbodiffusion.weights.spec import dit_spec, spec_bytes, text_spec, vae_spec
+
+if TYPE_CHECKING:
+    from turbodiffusion.weights.verify import Verdict
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,11 +27,18 @@ def add_parser(subparsers: Any) -> None:
         "DiT (one expert at a time) with the VAE in bf16; the text encoder runs before them.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every file that is here and compare its sha256 with the published one",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one row for every card."""
+    if args.verify:
+        return verify(args.json)
     tables = [row(one) for one in CARDS.values()]
     if args.json:
         print(json.dumps(tables, indent=2))
@@ -40,14 +51,42 @@ def run(args: argparse.Namespace) -> int:
             name = f"{table['name']:<28}{table['task']:<6}{_count(table['parameters']):>12}"
             sizes = f"{layout['layout']:>8}{_size(layout['disk']):>10}{_size(layout['memory']):>10}"
             print(f"{name}{sizes}  {', '.join(layout['files'].values()) or 'not here'}")
-    needed = [t for t in tables if not t["embedded"]]
-    if needed:
+    released = [t for t in tables if not t["embedded"]]
+    if released:
         print("\nshared by the released models")
         for role, remote in BASE_FILES.items():
-            where = needed[0]["companions"][role] or "not here"
+            where = released[0]["companions"][role] or "not here"
             print(f"{remote.name:<44}{_size(remote.bytes):>10}  {where}")
     print(f"\nused when no model is named: {default_name()}")
     return 0
+
+
+def verify(as_json: bool) -> int:
+    """Check every released file that is here; 1 if one is damaged."""
+    from turbodiffusion.weights.verify import check
+
+    verdicts: dict[Path, Verdict] = {}
+    for one in CARDS.values():
+        for quantised in (False, True):
+            for item in needed(one, quantised) if not one.embedded else ():
+                if item.here is not None and item.here not in verdicts:
+                    verdicts[item.here] = check(item.remote, item.here)
+                    if not as_json:
+                        show_verdict(verdicts[item.here])
+    if as_json:
+        print(json.dumps([vars(v) | {"path": str(v.path)} for v in verdicts.values()], indent=2))
+    elif not verdicts:
+        print("No file of a released model is here.")
+    return int(any(v.state == "damaged" for v in verdicts.values()))
+
+
+def show_verdict(verdict: Verdict) -> None:
+    """One line; a damaged file says what to do."""
+    print(f"{verdict.state:<9} {verdict.path}  {verdict.reason}", flush=True)
+    if verdict.state == "damaged":
+        print("          delete it, then run `turbodiffusion download` again")
+    elif verdict.state == "recorded":
+        print(f"          sha256 {verdict.sha256}")
 
 
 def row(one: ModelCard) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from turbodiffusion.errors import WeightsError
 from turbodiffusion.models.cards import CARDS, ModelCard, card
+from turbodiffusion.weights import download as fetching
 from turbodiffusion.weights import hub, places
 from turbodiffusion.weights.catalogue import BASE_FILES, dit_files
 from turbodiffusion.weights.check import require_config, require_kind, some
@@ -113,7 +114,7 @@ def find(
                 f"{name} is neither a path here nor in the hub cache {hub.cache_folder()}.",
                 f"Fetch it with `turbodiffusion download {name}`.",
             )
-        return _from_path(folder or hub.fetch_folder(name), low, request)
+        return _from_path(folder or fetching.fetch_folder(name), low, request)
     if path.suffix in places.SUFFIXES or len(path.parts) > 1:
         raise WeightsError(
             "weights-missing",
@@ -156,7 +157,7 @@ def _released_dit(one: ModelCard, quantized: bool | None, request: _Request) -> 
             return found
     remote = dit_files(one, layouts[0])
     if request.download and request.needs("dit"):
-        return {e: hub.fetch_file(f.repository, f.path) for e, f in remote.items()}
+        return {e: fetching.fetch_file(f.repository, f.path) for e, f in remote.items()}
     folders = places.search_folders()
     if request.needs("dit"):
         names = [f.name for layout in layouts for f in dit_files(one, layout).values()]
@@ -281,7 +282,7 @@ def _companion(one: ModelCard, role: str, folders: list[Path], request: _Request
         return places.search_folders()[0] / wanted
     remote = BASE_FILES[role]
     if request.download:
-        return hub.fetch_file(remote.repository, remote.path)
+        return fetching.fetch_file(remote.repository, remote.path)
     raise WeightsError(
         "weights-missing",
         f"The {role.replace('_', ' ')} {remote.path} of {one.name} is not in {_listed(folders)} "

@@ -52,22 +52,36 @@ def full_hash(path: str | Path, on_progress: Callable[[int, int], None] | None =
         on_progress: called with (bytes done, bytes in all) while a hash is being computed.
     """
     file = Path(path).resolve()
-    stat = file.stat()
-    key = f"{file}|{stat.st_size}|{stat.st_mtime_ns}"
+    known = _read_cache(cache_folder() / "sha256.json")
+    return known.get(_key(file)) or compute_hash(file, on_progress)
+
+
+def compute_hash(path: str | Path, on_progress: Callable[[int, int], None] | None = None) -> str:
+    """:func:`full_hash` of the bytes as they are now, whatever was remembered."""
+    file = Path(path).resolve()
+    size, digest, done = file.stat().st_size, hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while piece := stream.read(CHUNK):
+            digest.update(piece)
+            done += len(piece)
+            if on_progress:
+                on_progress(done, size)
+    remember(file, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def remember(path: str | Path, digest: str) -> None:
+    """Spare :func:`full_hash` the work for a file whose sha256 is known."""
+    file = Path(path).resolve()
     cache = cache_folder() / "sha256.json"
-    known = _read_cache(cache)
-    if key not in known:
-        digest, done = hashlib.sha256(), 0
-        with file.open("rb") as stream:
-            while piece := stream.read(CHUNK):
-                digest.update(piece)
-                done += len(piece)
-                if on_progress:
-                    on_progress(done, stat.st_size)
-        known = {k: v for k, v in _read_cache(cache).items() if not k.startswith(f"{file}|")}
-        known[key] = digest.hexdigest()
-        _write_cache(cache, known)
-    return known[key]
+    known = {k: v for k, v in _read_cache(cache).items() if not k.startswith(f"{file}|")}
+    known[_key(file)] = digest
+    _write_cache(cache, known)
+
+
+def _key(file: Path) -> str:
+    stat = file.stat()
+    return f"{file}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def cache_folder() -> Path:
