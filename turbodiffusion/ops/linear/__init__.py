@@ -11,7 +11,7 @@ Activations are quantised on the way in, with either of two granularities:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ from turbodiffusion.ops import backend
 
 BLOCK = 128
 Activation = Literal["tile", "group"]
+
+
+class Quantized(NamedTuple):
+    """A matrix quantised by 1×128 groups: ``x ≈ q · scale[row, column // 128]``."""
+
+    q: Tensor
+    """int8 (M, K) in [-127, 127]."""
+    scale: Tensor
+    """float32 (M, K/128)."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
