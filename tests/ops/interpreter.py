@@ -8,7 +8,8 @@ products are left to the ``gpu`` variant of the same test::
     def test_something(triton_form, device, dtype): ...
 
 ``triton_form`` forces the Triton form and skips where it cannot run. ``TRITON_INTERPRET`` decides
-when a kernel's module is imported, for good; ``conftest.py`` sets it before any is.
+when a kernel's module, or Triton itself, is imported, for good; ``tests/conftest.py`` sets it
+before any is.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def compiled_too_early() -> list[str]:
     return sorted(
         name
         for name, module in list(sys.modules.items())
-        if name.startswith("turbodiffusion.ops.")
+        if name.startswith(("turbodiffusion.ops.", "triton.language"))
         and isinstance(module, ModuleType)
         and any(type(value) is JITFunction for value in vars(module).values())
     )
