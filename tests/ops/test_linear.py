@@ -90,12 +90,13 @@ def test_round_trip_error_is_half_a_step():
 @ACTIVATIONS
 @DTYPES
 @pytest.mark.parametrize("length", LENGTHS)
-def test_int8_linear_forms_agree(length, activation, dtype):
-    x, bias = randn(2, length, 256, dtype=dtype), randn(200, dtype=dtype)
+def test_int8_products_agree(length, activation, dtype):
+    x, bias = randn(2 * length, 256, dtype=dtype), randn(200, dtype=dtype)
     q, scale = quantize_weight(randn(200, 256))
-    expected = naive.int8_linear(x, q, scale, bias, activation)
-    out = portable.int8_linear(x, q, scale, bias, activation)
-    assert out.dtype is dtype and out.shape == (2, length, 200)
+    operands = *getattr(naive, f"quantize_{activation}")(x), q, scale, bias
+    expected = naive.int8_matmul(*operands, dtype, activation == "tile")
+    out = portable.int8_matmul(*operands, dtype, activation == "tile")
+    assert out.dtype is dtype and out.shape == (2 * length, 200)
     assert error(out, expected) < (1e-6 if dtype is torch.float32 else 1e-3)
 
 
@@ -112,13 +113,15 @@ def test_product_is_exact_and_bias_is_rounded_as_released(backend, activation, r
     x = randn(129, 1536, dtype=torch.bfloat16)
     q, scale = quantize_weight(randn(72, 1536, dtype=torch.bfloat16))
     expected = exact(x, rows, q, scale)
-    module = form("linear", backend)
-    assert error(module.int8_linear(x.float(), q, scale, None, activation), expected) < 1e-6
+    released = activation == "tile"
+    operands = *(quantize_tile if released else quantize_group)(x), q, scale
+    product = form("linear", backend).int8_matmul
+    assert error(product(*operands, None, torch.float32, released), expected) < 1e-6
     bias = 0.1 * randn(72, dtype=torch.bfloat16)
     twice = expected.bfloat16() + bias
     once = (expected + bias.double()).bfloat16()
-    wanted, other = (twice, once) if activation == "tile" else (once, twice)
-    out = module.int8_linear(x, q, scale, bias, activation)
+    wanted, other = (twice, once) if released else (once, twice)
+    out = product(*operands, bias, torch.bfloat16, released)
     assert (out != wanted).float().mean() < 2e-3 < (out != other).float().mean()
 
 
@@ -148,18 +151,17 @@ def test_tiles_cross_samples_as_released():
     x = randn(2, 64, 128)
     x[1] *= 100
     parts = quantize_weight(randn(128, 128))
-    joined, alone = int8_linear(x, *parts)[0], int8_linear(x[:1], *parts)[0]
+    joined, alone = (int8_linear(y, *parts, activation="tile")[0] for y in (x, x[:1]))
     assert error(joined, alone) > 0.05
-    grouped = int8_linear(x, *parts, activation="group")[0]
-    assert torch.allclose(grouped, int8_linear(x[:1], *parts, activation="group")[0], rtol=1e-5)
+    grouped = int8_linear(x, *parts)[0]
+    assert torch.allclose(grouped, int8_linear(x[:1], *parts)[0], rtol=1e-5)
 
 
-@FORMS
 @ACTIVATIONS
-def test_zero_input_gives_the_bias(backend, activation):
-    q, scale = quantize_weight(randn(128, 128))
+def test_zero_input_gives_the_bias(activation):
     bias = randn(128)
-    out = form("linear", backend).int8_linear(torch.zeros(3, 128), q, scale, bias, activation)
+    parts = quantize_weight(randn(128, 128))
+    out = int8_linear(torch.zeros(3, 128), *parts, bias, activation=activation)
     assert torch.equal(out, bias.expand(3, 128))
 
 

@@ -50,6 +50,12 @@ def capability(device: torch.device) -> tuple[int, int]:
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies e4m3: NVIDIA GPUs of capability 8.9 and newer."""
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return nvidia and capability(device) >= (8, 9)
+
+
 @functools.cache
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)

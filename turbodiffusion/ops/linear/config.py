@@ -1,0 +1,95 @@
+"""Launch numbers of the linears, by compute capability and shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """How the int8 product is cut.
+
+    Args:
+        block_m: rows of a program's tile; ``block_n`` its columns, at most 128.
+        split_m: parts of the tile along M with a matrix product each; ``split_n`` along N.
+        group_m: tile rows that run together, for the cache.
+        descriptors: operands come by TMA (capability 9.0 and newer), otherwise by pointer.
+        ordered: keep the parts in their order, see ``gemm_kernels.py``.
+        half: multiply in bf16, exactly, where Triton has no fast int8 product.
+    """
+
+    block_m: int = 128
+    block_n: int = 128
+    split_m: int = 1
+    split_n: int = 1
+    num_warps: int = 8
+    num_stages: int = 3
+    group_m: int = 16
+    descriptors: bool = False
+    ordered: bool = False
+    half: bool = False
+
+    @classmethod
+    def of(cls, capability: Capability, m: int) -> GemmConfig:
+        """For ``m`` rows: 512 for text, 32,760 and more for video."""
+        if capability[0] == 9:
+            # Two programs share a multiprocessor; each has four products a K block.
+            return cls(
+                split_m=2, split_n=2, num_warps=4, descriptors=True, ordered=True,
+            )  # fmt: skip
+        if capability[0] == 10:
+            return cls(half=True)
+        return cls()
+
+    @classmethod
+    def interpreted(cls) -> GemmConfig:
+        """For Triton's interpreter, which has no assembler: few and small tiles."""
+        return cls(block_m=64, split_n=2)
+
+
+def candidates(capability: Capability, m: int) -> list[GemmConfig]:
+    """Launches worth timing; all compute the same, they differ in speed only."""
+    best = GemmConfig.of(capability, m)
+    if capability[0] != 9:
+        return [best]
+    quarters = replace(best, split_m=2, split_n=2)
+    return [
+        replace(quarters, group_m=group) for group in (8, 16, 32)
+    ] + [
+        replace(best, block_m=256, num_warps=8, num_stages=4, split_m=2, split_n=1),
+        replace(best, block_m=256, num_warps=8, num_stages=4),
+        replace(best, num_warps=8, num_stages=4, split_m=1, split_n=2),
+        replace(best, num_warps=8, num_stages=4, split_m=1, split_n=1),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fp8Config:
+    """How the e4m3 product is cut; names as in :class:`GemmConfig`."""
+
+    block_m: int = 128
+    block_n: int = 128
+    block_k: int = 128
+    num_warps: int = 8
+    num_stages: int = 3
+    group_m: int = 16
+    descriptors: bool = False
+
+    @classmethod
+    def of(cls, capability: Capability, m: int) -> Fp8Config:
+        if capability[0] == 9:
+            return cls(block_n=256, num_stages=4, descriptors=True)
+        if capability[0] == 10:
+            return cls(num_stages=4, descriptors=True)
+        return cls(num_warps=8)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Rows of a program of the quantisers, and elements of a row it reads at once for e4m3."""
+
+    rows: int = 32
+    num_warps: int = 4
+    row_block: int = 2048

@@ -1,0 +1,109 @@
+"""The linear kernels as they are launched for Wan, for :mod:`turbodiffusion.ops.aot`."""
+
+from __future__ import annotations
+
+from turbodiffusion.ops import aot
+from turbodiffusion.ops.linear import gemm_kernels
+from turbodiffusion.ops.linear.config import (
+    Fp8Config,
+    GemmConfig,
+    QuantizeConfig,
+    candidates,
+)
+from turbodiffusion.ops.linear.fp8_kernels import fp8_gemm_kernel
+from turbodiffusion.ops.linear.quantize_kernels import quantize_fp8_kernel, quantize_kernel
+
+ROWS = 32760
+EPILOGUES = {
+    "store": gemm_kernels.STORE,
+    "gelu_quantize": gemm_kernels.GELU_QUANTIZE,
+    "residual": gemm_kernels.RESIDUAL,
+}
+
+
+def specimens(capability: int) -> list[aot.Specimen]:
+    pair = divmod(capability, 10)
+    best = GemmConfig.of(pair, ROWS)
+    found = [_gemm(f"int8_gemm {name}", best, capability, name) for name in EPILOGUES]
+    found.append(_gemm("int8_gemm tile", best, capability, "store", sx_rows=128))
+    for config in candidates(pair, ROWS):
+        if config != best:
+            found.append(_gemm(f"int8_gemm {_label(config)}", config, capability, "gelu_quantize"))
+    found += [_quantize(tile) for tile in (False, True)]
+    if capability >= 89:
+        found += [_quantize_fp8(), _fp8_gemm(Fp8Config.of(pair, ROWS), capability)]
+    return found
+
+
+def _label(c: GemmConfig) -> str:
+    return f"{c.block_m}×{c.block_n}/{c.split_m}·{c.split_n} w{c.num_warps} g{c.group_m}"
+
+
+def _gemm(
+    name: str, c: GemmConfig, capability: int, epilogue: str, sx_rows: int = 1
+) -> aot.Specimen:
+    signature = {
+        "x": _operand("i8", c.block_m // c.split_m, c.descriptors),
+        "w": _operand("i8", c.block_n // c.split_n, c.descriptors),
+        "p_sx": "*fp32", "p_sw": "*fp32", "p_bias": "*bf16", "p_out": "*bf16",
+        "M": "i32", "N": "i32", "K": "i32", "L": "i32",
+    }  # fmt: skip
+    constants = {
+        "p_residual": None, "p_gate": None, "p_so": None, "ONE_SAMPLE": True, "SX_ROWS": sx_rows,
+        "EPILOGUE": EPILOGUES[epilogue], "RELEASED": sx_rows > 1,
+        "BM": c.block_m, "BN": c.block_n, "SPLIT_M": c.split_m, "SPLIT_N": c.split_n,
+        "GROUP_M": c.group_m, "DESCRIPTORS": c.descriptors, "ORDERED": c.ordered, "HALF": c.half,
+    }  # fmt: skip
+    if epilogue == "gelu_quantize":
+        signature |= {"p_out": "*i8", "p_so": "*fp32"}
+    elif epilogue == "residual":
+        signature |= {"p_residual": "*bf16", "p_gate": "*fp32"}
+    for name_ in signature:
+        constants.pop(name_, None)
+    return aot.Specimen(
+        name, gemm_kernels.int8_gemm_kernel, signature, constants, c.num_warps, c.num_stages,
+        expects=(aot.INT8_PRODUCT[capability],), aligned=("N", "K"),
+    )  # fmt: skip
+
+
+def _fp8_gemm(c: Fp8Config, capability: int) -> aot.Specimen:
+    return aot.Specimen(
+        "fp8_gemm", fp8_gemm_kernel,
+        {
+            "x": _operand("fp8e4nv", c.block_m, c.descriptors),
+            "w": _operand("fp8e4nv", c.block_n, c.descriptors),
+            "p_sx": "*fp32", "p_sw": "*fp32", "p_bias": "*bf16", "p_out": "*bf16",
+            "M": "i32", "N": "i32", "K": "i32",
+        },
+        {
+            "BM": c.block_m, "BN": c.block_n, "BK": c.block_k, "GROUP_M": c.group_m,
+            "DESCRIPTORS": c.descriptors,
+        },
+        c.num_warps, c.num_stages, expects=(aot.FP8_PRODUCT[capability],), aligned=("N", "K"),
+    )  # fmt: skip
+
+
+def _quantize(tile: bool) -> aot.Specimen:
+    config = QuantizeConfig()
+    return aot.Specimen(
+        "quantize_tile" if tile else "quantize_group", quantize_kernel,
+        {"p_x": "*bf16", "p_q": "*i8", "p_scale": "*fp32", "M": "i32", "K": "i32"},
+        {
+            "ROWS": 128 if tile else config.rows, "TILE": tile,
+            "FACTOR": 128.0 if tile else 127.0,
+        },
+        2 * config.num_warps if tile else config.num_warps, aligned=("K",),
+    )  # fmt: skip
+
+
+def _quantize_fp8() -> aot.Specimen:
+    config = QuantizeConfig()
+    return aot.Specimen(
+        "quantize_fp8", quantize_fp8_kernel,
+        {"p_x": "*bf16", "p_q": "*fp8e4nv", "p_scale": "*fp32", "K": "i32"},
+        {"BLOCK": config.row_block}, config.num_warps, aligned=("K",),
+    )  # fmt: skip
+
+
+def _operand(kind: str, rows: int, descriptors: bool) -> str:
+    return f"tensordesc<{kind}[{rows}, 128]>" if descriptors else f"*{kind}"
