@@ -92,12 +92,12 @@ class TestStandIn:
         answer = 'print(\'{"gpus": [["Quadro", 7, 5]], "cuda": 12040}\')'
         (tmp_path / "ask.py").write_text(answer)
         monkeypatch.setattr(gpu.libcuda, "__file__", str(tmp_path / "ask.py"))
-        monkeypatch.setattr(gpu, "_kernel_driver", lambda: ())
+        monkeypatch.setattr(gpu, "kernel_driver", lambda: ())
         machine = read_machine()
         assert machine.gpus == (Gpu("Quadro", (7, 5)),)
         assert machine.driver == (525, 60, 13)
 
 
 def test_library_child_prints_json():
-    text = gpu._run([sys.executable, "-I", gpu.libcuda.__file__])
+    text = gpu.run([sys.executable, "-I", gpu.libcuda.__file__])
     assert text.startswith('{"gpus": [')

@@ -54,7 +54,7 @@ def parse_smi(text: str) -> Found | None:
             return None
         major, minor = fields[2].split(".")
         gpus.append(Gpu(fields[0], (int(major), int(minor)), fields[1]))
-        driver = _numbers(fields[3])
+        driver = numbers(fields[3])
     return (tuple(gpus), driver) if gpus and driver else None
 
 
@@ -74,27 +74,31 @@ def selected(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
     return tuple(kept) or gpus
 
 
+def smi_program() -> str | None:
+    """Path of ``nvidia-smi``, which WSL and some Windows drivers keep off the search path."""
+    return shutil.which("nvidia-smi") or next((p for p in SMI_PLACES if os.path.isfile(p)), None)
+
+
 def _from_smi() -> Found | None:
-    program = shutil.which("nvidia-smi") or next((p for p in SMI_PLACES if os.path.isfile(p)), None)
+    program = smi_program()
     if not program:
         return None
     query = "--query-gpu=name,uuid,compute_cap,driver_version"
-    output = _run([program, query, "--format=csv,noheader"])
+    output = run([program, query, "--format=csv,noheader"])
     return parse_smi(output) if output else None
 
 
 def _from_library() -> Found | None:
     """The same through libcuda, asked in a child of this interpreter."""
-    everything = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
-    output = _run([sys.executable, "-I", libcuda.__file__], everything)
+    output = run([sys.executable, "-I", libcuda.__file__])
     try:
         answer = json.loads(output) if output else None
     except ValueError:
         return None
     if not answer or not answer["gpus"]:
         return None
-    gpus = tuple(Gpu(name, (major, minor)) for name, major, minor in answer["gpus"])
-    return gpus, _kernel_driver() or driver_behind(answer["cuda"])
+    gpus = tuple(Gpu(name, (major, minor)) for name, major, minor, *_ in answer["gpus"])
+    return gpus, kernel_driver() or driver_behind(answer["cuda"])
 
 
 def driver_behind(cuda: int) -> tuple[int, ...]:
@@ -102,19 +106,20 @@ def driver_behind(cuda: int) -> tuple[int, ...]:
     return next((driver for version, driver in FIRST_DRIVER if cuda >= version), (0,))
 
 
-def _kernel_driver() -> tuple[int, ...]:
+def kernel_driver() -> tuple[int, ...]:
     """The version of the loaded kernel module on Linux, else ()."""
     try:
-        return _numbers(Path("/sys/module/nvidia/version").read_text("ascii"))
+        return numbers(Path("/sys/module/nvidia/version").read_text("ascii"))
     except (OSError, ValueError):
         return ()
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Every number of a version text, such as ``535.183.01``."""
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
+def run(command: list[str], timeout: float = TIMEOUT) -> str:
     """Standard output of ``command``, or an empty string when it fails or takes too long."""
     try:
         done = subprocess.run(
@@ -122,8 +127,7 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=TIMEOUT,
-            env=environment,
+            timeout=timeout,
             encoding="utf-8",
             errors="replace",
         )

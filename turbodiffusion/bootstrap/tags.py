@@ -26,7 +26,13 @@ CU128_TORCH = "2.11.0"
 OLD_DRIVER_TORCH = "2.10.0"
 """The last release whose build on the default package index runs below driver 580 (CUDA 12)."""
 
-TRITON_WINDOWS = {"2.10": "3.6.0.post26", "2.11": "3.6.0.post26", "2.13": "3.7.1.post27"}
+TRITON_WINDOWS = {
+    "2.10": "3.6.0.post26",
+    "2.11": "3.6.0.post26",
+    "2.12": "3.7.1.post27",
+    "2.13": "3.7.1.post27",
+    "2.14": "3.8.0.post29",
+}
 """``triton-windows`` for a minor of torch: the same Triton minor as torch declares on Linux."""
 
 EMBEDDED = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)}

@@ -79,6 +79,11 @@ def report(device: torch.device) -> list[tuple[str, Choice]]:
     return [(operator, resolve(operator, device)) for operator in OPERATORS]
 
 
+def available(operator: str, device: torch.device) -> list[Backend]:
+    """The forms of ``operator`` that run on ``device``, fastest first, whatever is forced."""
+    return [form for form in FASTEST_FIRST if _obstacle(operator, form, device) is None]
+
+
 def _fastest(operator: str, device: torch.device) -> Choice:
     passed_over: list[str] = []
     for backend in FASTEST_FIRST:
