@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from turbodiffusion.ops.linear import Quantized
+from turbodiffusion.ops.linear.naive import quantize_group
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     z = x.float()
@@ -31,6 +34,20 @@ def layer_norm(
 def layer_norm_modulate(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float) -> Tensor:
     n_BLD = layer_norm(x_BLD, None, None, eps, False).float()
     return (n_BLD * (1 + scale_B1D.float()) + shift_B1D.float()).to(x_BLD.dtype)
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Quantized:
+    n = layer_norm(x.float(), weight, bias, eps, False)
+    return Quantized(*quantize_group(n.flatten(0, -2)))
+
+
+def layer_norm_modulate_quantize(
+    x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float
+) -> Quantized:
+    y_BLD = layer_norm_modulate(x_BLD.float(), scale_B1D, shift_B1D, eps)
+    return Quantized(*quantize_group(y_BLD.flatten(0, -2)))
 
 
 def padding_ratio(width: int) -> float:

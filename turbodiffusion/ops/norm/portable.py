@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbodiffusion.ops.linear import Quantized
+from turbodiffusion.ops.linear.portable import quantize_group
 from turbodiffusion.ops.norm import naive
 
 
@@ -30,3 +32,17 @@ def layer_norm(
 def layer_norm_modulate(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float) -> Tensor:
     n_BLD = layer_norm(x_BLD, None, None, eps, False).float()
     return torch.addcmul(shift_B1D.float(), n_BLD, 1 + scale_B1D.float()).to(x_BLD.dtype)
+
+
+def layer_norm_quantize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Quantized:
+    n = layer_norm(x.float(), weight, bias, eps, False)
+    return Quantized(*quantize_group(n.flatten(0, -2)))
+
+
+def layer_norm_modulate_quantize(
+    x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor, eps: float
+) -> Quantized:
+    y_BLD = layer_norm_modulate(x_BLD.float(), scale_B1D, shift_B1D, eps)
+    return Quantized(*quantize_group(y_BLD.flatten(0, -2)))

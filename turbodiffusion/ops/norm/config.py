@@ -1,0 +1,76 @@
+"""Launch numbers of the norm kernels.
+
+A row of D elements is cut into ``count`` chunks of ``chunk``, a power of two, so that 1536 = 3·512
+and 5120 = 5·1024 are covered without idle lanes: filling up to the next power of two would waste a
+quarter and 38 % of the instructions, and on an H200 there are only twenty an element to spend
+before arithmetic takes longer than memory (13 to 16 are needed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+MOST_CHUNKS = 8
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """How a kernel walks over rows.
+
+    Args:
+        chunk: elements of a row handled as one tensor; ``count`` of them make up the row, or one
+            of them contains it.
+        rows: rows of a program, which share one load of the weights.
+    """
+
+    chunk: int
+    count: int
+    rows: int
+    num_warps: int
+
+    @classmethod
+    def forward(cls, width: int, itemsize: int) -> RowConfig:
+        """For reading a row once and writing it once.
+
+        A row of Wan 1.3B belongs to one warp, which needs no barrier: 48 elements a thread in 80
+        to 90 registers leave room for 20 rows a multiprocessor, 60 kB on their way. A row of 14B
+        would fill the registers of a warp and is shared by four.
+        """
+        chunk, count = chunks(width)
+        if chunk * count <= 256:
+            return cls(chunk, count, 16, 4)
+        return cls(chunk, count, 1, min(8, _warps(chunk * count * itemsize, 4096)))
+
+    @classmethod
+    def backward(cls, width: int, itemsize: int) -> RowConfig:
+        """For two inputs and two running sums a column: fewer elements a thread."""
+        chunk, count = chunks(width)
+        rows = 4 if chunk * count <= 256 else 1
+        return cls(chunk, count, rows, max(4, min(16, _warps(chunk * count * itemsize, 1536))))
+
+
+def chunks(width: int) -> tuple[int, int]:
+    """(chunk, count): exact where few enough chunks do, else one chunk with idle lanes.
+
+    Of a width that is a multiple of 128 the chunk is one too.
+    """
+    chunk = width & -width
+    if width // chunk <= MOST_CHUNKS:
+        return chunk, width // chunk
+    return 1 << (width - 1).bit_length(), 1
+
+
+def candidates(capability: int, width: int, itemsize: int = 2) -> list[RowConfig]:
+    """Forward launches worth timing; all compute the same, they differ in speed only."""
+    base = RowConfig.forward(width, itemsize)
+    return [
+        replace(base, rows=rows, num_warps=warps)
+        for rows in (1, 2, 4)
+        for warps in (1, 2, 4, 8)
+        if 512 <= rows * width // warps <= 3072
+    ]
+
+
+def _warps(row_bytes: int, most: int) -> int:
+    """Warps, a power of two, such that each holds at most ``most`` bytes of a row."""
+    return 1 << max(0, (-(-row_bytes // most) - 1).bit_length())
