@@ -11,7 +11,9 @@ must be true of them is stated beside the specimen and checked by :func:`faults`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import os
 import re
@@ -112,14 +114,18 @@ def build(specimen: Specimen, capability: int) -> Build:
     options = {
         "num_warps": specimen.num_warps, "num_stages": specimen.num_stages, **specimen.options,
     }  # fmt: skip
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), triton.knobs.nvidia.scope():
+        triton.knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = compiled.asm["ptx"]
-    registers, spill = assemble(ptx, capability)
+    # A kernel out of Triton's cache was assembled before, and says nothing.
+    registers, spill = verdict(said.getvalue()) or assemble(ptx, capability)
     return Build(specimen.name, capability, registers, spill, int(compiled.metadata.shared), ptx)
 
 
 def assemble(ptx: str, capability: int) -> tuple[int, int]:
-    """(registers a thread, bytes of spill stores and stack) of PTX, by Triton's own ptxas."""
+    """:func:`verdict` on PTX, by Triton's own ptxas with the flags that Triton gives it."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     try:
@@ -132,14 +138,29 @@ def assemble(ptx: str, capability: int) -> tuple[int, int]:
         with open(path, "w", encoding="utf-8") as file:
             file.write(ptx)
         done = subprocess.run(
-            [program, "-v", f"--gpu-name={arch}", path, "-o", os.path.join(folder, "kernel.cubin")],
+            [program, "-v", *_flags(), f"--gpu-name={arch}", path, "-o", path + ".cubin"],
             capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"ptxas: {done.stderr.strip()}")
-    registers = max(map(int, re.findall(r"Used (\d+) registers", done.stderr)))
-    spills = map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores)", done.stderr))
-    return registers, sum(spills)
+    found = verdict(done.stderr)
+    assert found is not None, done.stderr
+    return found
+
+
+def verdict(log: str) -> tuple[int, int] | None:
+    """(registers a thread, bytes of spill stores and stack) from what ``ptxas -v`` says."""
+    registers = re.findall(r"Used (\d+) registers", log)
+    spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores)", log)
+    return (max(map(int, registers)), sum(map(int, spills))) if registers else None
+
+
+def _flags() -> list[str]:
+    """What Triton adds since 3.7, against a fault of ptxas 13."""
+    import triton
+
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    return ["--regAllocOptLevel=2"] if version >= (3, 7) else []
 
 
 def faults(built: Build, specimen: Specimen) -> list[str]:
