@@ -91,5 +91,5 @@ def test_gradient_turns_back():
 
 
 def test_a_table_of_another_size_is_refused():
-    with pytest.raises(UsageError, match=r"\(8, 64\)"):
+    with pytest.raises(UsageError, match=r"\(8, 64\), but 9 tokens"):
         apply_rope(randn(1, 9, 1, 128), rope_table((2, 2, 2), SPLIT))

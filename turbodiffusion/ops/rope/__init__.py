@@ -43,7 +43,7 @@ def rope_table(
         shape = [1, 1, 1, width // 2]
         shape[axis] = length
         axes.append(angle.view(shape).expand(t, h, w, width // 2))
-    angle_LP = torch.cat(axes, dim=-1).reshape(t * h * w, -1)
+    angle_LP = torch.cat(axes, dim=-1).flatten(0, 2)
     return angle_LP.cos(), angle_LP.sin()
 
 
@@ -60,12 +60,50 @@ def apply_rope(x_BLND: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     Raises:
         UsageError: the table is of another length or width.
     """
+    cos_LP, sin_LP = _checked(table, x_BLND.shape[1], x_BLND.shape[3])
+    return backend.form("rope", x_BLND.device).apply_rope(x_BLND, cos_LP, sin_LP)
+
+
+def rms_norm_rope(
+    x_BLD: Tensor, weight: Tensor, table: tuple[Tensor, Tensor], eps: float, num_heads: int
+) -> Tensor:
+    """:func:`turbodiffusion.ops.norm.rms_norm` of whole tokens, then :func:`apply_rope` per head.
+
+    The preparation of queries and keys. Where kernels do both in one pass, the normalised value is
+    not rounded before it is rotated; elsewhere it is, as in the released path.
+
+    Args:
+        x_BLD: projected tokens, any float dtype; D spans all heads.
+        weight: (D,), bf16 or float32.
+        table: from :func:`rope_table`, for the same L and the width of a head.
+        num_heads: N; it divides D.
+
+    Returns:
+        (B, L, N, D/N) in the dtype of ``x_BLD``.
+
+    Raises:
+        UsageError: D is no multiple of ``num_heads``, or the table is of another length or width.
+    """
+    width = x_BLD.shape[-1]
+    if num_heads < 1 or width % num_heads:
+        raise UsageError(
+            "ops-rope-heads",
+            f"Tokens of width {width} cannot be cut into {num_heads} heads.",
+            "Give a number of heads that divides the width.",
+        )
+    cos_LP, sin_LP = _checked(table, x_BLD.shape[1], width // num_heads)
+    form = backend.form("rope", x_BLD.device)
+    return form.rms_norm_rope(x_BLD, weight, cos_LP, sin_LP, eps, num_heads)
+
+
+def _checked(table: tuple[Tensor, Tensor], length: int, width: int) -> tuple[Tensor, Tensor]:
     cos_LP, sin_LP = table
-    wanted = x_BLND.shape[1], x_BLND.shape[3] // 2
+    wanted = length, width // 2
     if tuple(cos_LP.shape) != wanted or sin_LP.shape != cos_LP.shape:
         raise UsageError(
             "ops-rope-shape",
-            f"The rotary table is {tuple(cos_LP.shape)} but {tuple(x_BLND.shape)} needs {wanted}.",
+            f"The rotary table is {tuple(cos_LP.shape)}, but {length} tokens with heads of {width} "
+            f"need {wanted}.",
             "Build it with rope_table for this grid and this head width.",
         )
-    return backend.form("rope", x_BLND.device).apply_rope(x_BLND, cos_LP, sin_LP)
+    return cos_LP, sin_LP
