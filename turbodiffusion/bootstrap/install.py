@@ -37,19 +37,25 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu":
 """
 
 
-def ensure(environment: Environment, extras: Sequence[str] = ()) -> None:
+def ensure(environment: Environment, extras: Sequence[str] = (), because: str = "") -> None:
     """Make the environment ready for ``extras``; returns at once when it is.
+
+    Args:
+        environment: the folder.
+        extras: ``test`` or nothing.
+        because: a reason to go through the steps although the stamp has no complaint.
 
     Raises:
         SetupError, CapacityError: with the sentence and the fix.
     """
-    if not environment.outdated(extras):
+    if not (environment.outdated(extras) or because):
         return
     with environment.locked():
-        reason = environment.outdated(extras)  # another start may have finished meanwhile
+        # another start may have finished meanwhile
+        reason = environment.outdated(extras) or because
         if not reason:
             return
-        _check_folder(environment)
+        check_folder(environment)
         say(f"Setting up {environment.folder} ({reason}).")
         try:
             _set_up(environment, extras)
@@ -74,7 +80,7 @@ def _set_up(environment: Environment, extras: Sequence[str]) -> None:
         _fill(environment, extras, machine, build)
 
 
-def _check_folder(environment: Environment) -> None:
+def check_folder(environment: Environment) -> None:
     """Refuse folders that somebody else filled, and Pythons that cannot make one."""
     folder = environment.folder
     if folder.exists() and not environment.ours() and any(folder.iterdir()):

@@ -19,6 +19,8 @@ turbodiffusion: a video from a prompt, with nothing to compile.
 The first start installs what is needed into .venv beside turbo.py and says how large it is.
 
   python turbo.py COMMAND --help   the options of a command; a wrong COMMAND lists them all
+  python turbo.py doctor           what is wrong with this machine, and the command against it
+  python turbo.py setup            make or repair .venv; --dry-run only says how
   python turbo.py where            everything this program has put on the machine
   python turbo.py uninstall        remove it
 
@@ -26,7 +28,8 @@ TURBODIFFUSION_VENV moves the environment; TURBODIFFUSION_TORCH (cpu, cu126, cu1
 the build of torch instead of letting the GPU and driver decide.
 """
 
-NEVER_INSTALL = ("doctor", "errors")
+NEVER_INSTALL = ("doctor", "errors", "bugreport")
+"""They run with whatever Python started them while there is no environment."""
 
 
 def main(arguments: Sequence[str], root: str) -> int:
@@ -54,8 +57,10 @@ def _dispatch(arguments: list[str], environment: Environment) -> int:
 
         return places.run(command, arguments[1:], environment)
     extras = ["test"] if command == "test" else []
+    if command == "setup":  # changes the environment, so it does not run inside it
+        return _command_line(arguments, environment.outdated() or "set-up itself needs nothing")
     if reason := environment.outdated(extras):
-        if command in NEVER_INSTALL or (command == "setup" and "--dry-run" in arguments):
+        if command in NEVER_INSTALL:
             return _command_line(arguments, reason)
         from turbodiffusion.bootstrap import install
 

@@ -43,6 +43,7 @@ def places(environment: Environment) -> list[Place]:
     hub = Path(os.environ.get("HF_HOME") or home / ".cache" / "huggingface")
     found = [
         Place("environment", environment.folder),
+        Place("kept by setup", environment.folder.with_name(f"{environment.folder.name}.before")),
         Place("lock file", environment.lock_file),
         Place("cache", cache_folder()),
         Place("models", environment.root / "checkpoints", "models"),
@@ -51,7 +52,7 @@ def places(environment: Environment) -> list[Place]:
     ]
     here = Path.cwd() / "checkpoints"
     if here != environment.root / "checkpoints":
-        found.insert(4, Place("models", here, "models"))
+        found.insert(5, Place("models", here, "models"))
     return [place for place in found if place.path.exists()]
 
 

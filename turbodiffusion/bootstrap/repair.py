@@ -24,8 +24,13 @@ def clean(environment: Environment) -> list[str]:
     for info in folder.glob("*.dist-info"):
         if not _whole(folder, info):
             damaged.append(info.name.removesuffix(".dist-info"))
-            shutil.rmtree(info)
+            forget(info)
     return damaged
+
+
+def forget(info: Path) -> None:
+    """Remove a ``*.dist-info``: the package counts as not installed and is written whole."""
+    shutil.rmtree(info)
 
 
 def _whole(folder: Path, info: Path) -> bool:

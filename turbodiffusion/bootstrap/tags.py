@@ -35,6 +35,9 @@ TRITON_WINDOWS = {
 }
 """``triton-windows`` for a minor of torch: the same Triton minor as torch declares on Linux."""
 
+KNOWN = ("cpu", "cu126", "cu128", "cu129", "cu130", "cu132")
+"""Tags that a user may ask for."""
+
 EMBEDDED = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)}
 """Capabilities of embedded parts: no published build holds their code."""
 
@@ -185,11 +188,10 @@ def default_index(build: Build, machine: Machine) -> Build:
 
 def parse(text: str) -> Build:
     """A build the user asked for through ``TURBODIFFUSION_TORCH``, e.g. ``cpu`` or ``cu126``."""
-    known = ("cpu", "cu126", "cu128", "cu129", "cu130", "cu132")
-    if text not in known:
+    if text not in KNOWN:
         raise SetupError(
             "setup-torch-tag",
-            f"TURBODIFFUSION_TORCH is {text!r}; it may be {', '.join(known)}.",
+            f"TURBODIFFUSION_TORCH is {text!r}; it may be {', '.join(KNOWN)}.",
             "Set it to one of these, or remove it to let the machine decide.",
         )
     return Build(CU128_TORCH if text == "cu128" else TESTED_TORCH, text)

@@ -18,6 +18,7 @@ COMMANDS = {
     "download": "fetch a model and what it needs from the Hugging Face hub",
     "convert": "rewrite a checkpoint as safetensors, or back to the released layout",
     "mini": "the embedded model: train it, judge it, see its world",
+    "setup": "make or repair the environment: torch for this machine, and everything else",
     "doctor": "check this machine and print the command for whatever is wrong",
 }
 """Command → help. Each lives in a module of the same name with ``add_parser`` and ``run``."""

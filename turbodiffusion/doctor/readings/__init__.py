@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from turbodiffusion.bootstrap.environment import Environment
 from turbodiffusion.doctor.child import Child, run_all
 from turbodiffusion.doctor.facts import Facts, Operator, Package, Torch, Triton
 from turbodiffusion.doctor.readings import graphics, packages, storage, system
@@ -53,15 +54,20 @@ VARIABLES = (
 """Environment variables that some probe reads, or that a maintainer wants to see."""
 
 
-def read(needs: Iterable[str] = STAGES, on_stage: Callable[[str], None] | None = None) -> Facts:
+def read(
+    needs: Iterable[str] = STAGES,
+    on_stage: Callable[[str], None] | None = None,
+    environment: Environment | None = None,
+) -> Facts:
     """This machine.
 
     Args:
         needs: which children of the second stage to ask.
         on_stage: called with a sentence when the second stage begins.
+        environment: judge this one instead of finding out which a run would use.
     """
     begun = time.perf_counter()
-    target = find_target()
+    target = find_target(environment)
     facts = first_stage(target)
     spent = {"first": time.perf_counter() - begun}
     asked = _children(facts, target, set(needs))
