@@ -60,6 +60,8 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--attention", help="dense, sla or sagesla; default: what the file is made for")
     p.add_argument("--topk", type=float, help="share of key blocks that sparse attention keeps")
     p.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
+    p.add_argument("--no-plan", action="store_true", default=None,
+                   help="do not ask the planner whether it fits, try it")  # fmt: skip
     p.add_argument("--json", action="store_true", help="results as JSON lines on stdout")
 
 

@@ -102,6 +102,11 @@ class TextEncoder(nn.Module):
         # stays unregistered, otherwise each parameter would have two names.
         object.__setattr__(self, "_stack", stack)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The modules that are called one after the other, for whoever moves their weights."""
+        return list(self._stack.block)
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights to train from, T5's scheme: N(0, 1) embeddings, N(0, 1/fan_in) linears.

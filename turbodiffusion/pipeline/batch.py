@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from turbodiffusion.errors import TurboDiffusionError, out_of_memory
-from turbodiffusion.models.cards import Attention, ModelCard
+from turbodiffusion.models.cards import CARDS, Attention, ModelCard
 from turbodiffusion.pipeline.checks import check_image
 from turbodiffusion.pipeline.identity import differing_parts
 from turbodiffusion.pipeline.jobs import Job, plan_jobs, request_of
 from turbodiffusion.pipeline.outputs import plan_outputs
+from turbodiffusion.pipeline.placement import apply, with_ladder
+from turbodiffusion.pipeline.planning import Planned, learn, plan_files, require_fit, summary
 from turbodiffusion.pipeline.progress import Progress
 from turbodiffusion.pipeline.request import Fit, Request, resolve
 from turbodiffusion.weights.find import Files, find
@@ -22,6 +24,7 @@ from turbodiffusion.weights.find import Files, find
 if TYPE_CHECKING:
     from turbodiffusion.pipeline.pipeline import Pipeline
 
+T = TypeVar("T")
 COMPANIONS = ("low", "vae", "text_encoder", "tokenizer")
 ReadPrompt = Callable[[str], tuple[str, list[str]]]
 
@@ -62,19 +65,48 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
     names = plan_outputs(jobs, requests)
     progress = Progress(len(jobs))
     progress.note(_announce(files.card, requests[0]))
+    files, planned = _plan(files, requests, flags, progress)
     pipe = open_pipeline(files, flags, progress)
+    if planned is not None:
+        apply(pipe, planned.plan.settings)
     if like and (other := differing_parts(like.get("weights"), _identity(pipe, progress))):
         warnings.warn(f"The weights are not those of {flags['like']}: {', '.join(other)} differ, "
                       "so the video will.", stacklevel=2)  # fmt: skip
     for number, (job, request, name) in enumerate(zip(jobs, requests, names, strict=True)):
         progress.begin(number, request.prompt)
         try:
-            yield run_job(pipe, job, request, name, progress, read_prompt)
+            result = run_job(pipe, job, request, name, progress, read_prompt)
         except Exception as error:
             known = error if isinstance(error, TurboDiffusionError) else out_of_memory(error)
             if known is None or known.exit_code == 130 or len(jobs) == 1:
                 raise
             yield Result(job, error=known.with_traceback(None))  # its frames hold tensors
+            continue
+        if planned is not None and request == requests[0] and job.samples == 1:
+            learn(planned, pipe.any_expert.quantized, result.seconds)
+        yield result
+
+
+def _plan(
+    files: Files, requests: list[Request], flags: dict[str, Any], progress: Progress
+) -> tuple[Files, Planned | None]:
+    """Ask the planner before anything is loaded; it may refuse, or choose the 8-bit files.
+
+    Raises:
+        CapacityError: nothing fits.
+    """
+    if flags.get("no_plan"):
+        return files, None
+    name = str(flags.get("model") or "")
+    chosen = name in CARDS  # a name leaves the layout open, a path or NAME-quant does not
+    planned = plan_files(files, requests, flags, others=chosen)
+    require_fit(planned)
+    for step in planned.plan.steps:
+        progress.note(f"to fit {summary(planned)}: {step}")
+    if planned.plan.settings.quantised and chosen:
+        companions = {k: flags[k] for k in COMPANIONS if k in flags}
+        files = find(name, quantized=True, **companions)
+    return files, planned
 
 
 def check_jobs(jobs: list[Job], card: ModelCard, fit: Fit = "refuse") -> list[Request]:
@@ -121,33 +153,47 @@ def run_job(
         text, notes = read_prompt(text)
         for note in notes:
             warnings.warn(note, stacklevel=2)
+
+    def fitted(phase: str, run: Callable[[], T]) -> T:
+        return with_ladder(pipe, phase, run, progress.note)
+
+    def encode(prompt: str) -> Any:
+        return fitted("text", lambda: pipe.encode_prompts([prompt]))
+
     with progress.phase("reading the prompt"):
-        context = pipe.encode_prompts([text])
-        negative = pipe.encode_prompts([request.negative or ""]) if request.guided else None
-        y = pipe.image_condition(job.settings.get("image"), request)
+        context = encode(text)
+        negative = encode(request.negative or "") if request.guided else None
+        image = job.settings.get("image")
+        y = fitted("condition", lambda: pipe.image_condition(image, request))
     clock.lap("text")
     latents = []
     with progress.steps("denoising", request.steps * job.samples) as on_step:
         for i in range(job.samples):
-            one = replace(request, seed=request.seed + i)
-            before = i * request.steps
-            latents.append(
-                pipe.denoise([one], context, negative, y, lambda n, *_, b=before: on_step(b + n))
-            )
+            one, before = replace(request, seed=request.seed + i), i * request.steps
+
+            def denoise(one: Request = one, before: int = before) -> Any:
+                return pipe.denoise([one], context, negative, y, lambda n, *_: on_step(before + n))
+
+            latents.append(fitted("denoise", denoise))
     clock.lap("denoise")
     settings.update(pipe.settings_of(request), weights=_identity(pipe, progress))
     settings |= {"read_as": text} if text != request.prompt else {}
     settings |= {"image": str(job.settings["image"])} if "image" in job.settings else {}
     settings |= {"samples": job.samples} if job.samples > 1 else {}
     clock.lap("identify")
-    writer = open_writer(name, request.width * job.samples, request.height, pipe.card.fps,
-                         settings, frames=request.frames)  # fmt: skip
-    with progress.steps("decoding", request.frames) as on_frames, writer:
-        for frames_BFHWC in pipe.decode(_joined(latents)):
-            writer.write(side_by_side(frames_BFHWC))
-            on_frames(writer.frames)
+    size = request.width * job.samples, request.height
+
+    def decode() -> Path:
+        assert request.frames
+        writer = open_writer(name, *size, pipe.card.fps, settings, frames=request.frames)
+        with progress.steps("decoding", request.frames) as on_frames, writer:
+            for frames_BFHWC in pipe.decode(_joined(latents)):
+                writer.write(side_by_side(frames_BFHWC))
+                on_frames(writer.frames)
+        return writer.path
+
+    result.path = fitted("decode", decode)
     clock.lap("decode")
-    result.path = writer.path
     progress.end(result.seconds)
     return result
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.media.write import to_uint8
 from turbodiffusion.memory.offload import Residency
+from turbodiffusion.memory.tiling import decode_tiled, encode_tiled
 from turbodiffusion.models.cards import ModelCard
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
@@ -54,6 +55,8 @@ class Stages:
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.device = device
         self.identity = identity
+        self.tile = 0
+        """Side of the tiles that the autoencoder works on, in latent cells; 0: whole frames."""
         self._interrupt = False
         self.residency = Residency(device, swap)
         for module in (*experts.values(), vae, text_encoder):
@@ -88,7 +91,7 @@ class Stages:
         clip = torch.zeros(1, 3, frames, height, width, dtype=self.vae.dtype, device=self.device)
         clip[0, :, 0] = image_CHW.to(clip)
         self.residency.use(self.vae)
-        latent = self.vae.encode(clip)
+        latent = encode_tiled(self.vae, clip, self.tile) if self.tile else self.vae.encode(clip)
         mask_channels = card.dit.condition_dim - card.vae.z_dim
         mask = latent.new_zeros(1, mask_channels, *latent.shape[2:])
         mask[:, :, 0] = 1
@@ -147,10 +150,12 @@ class Stages:
         def velocity(x: Tensor, timestep_B1: Tensor, expert: str) -> Tensor:
             dit = self.experts[expert]
             self.residency.use(dit)  # at every call: a step callback may have used the VAE
+            y = None if y_BCTHW is None else y_BCTHW.expand(len(x), *y_BCTHW.shape[1:])
+            if self.residency.streams(dit):  # a block's weights are here during its call only
+                return dit(x, timestep_B1, context, y)
             if expert not in text:
                 text.clear()
                 text[expert] = dit.text_kv(context)
-            y = None if y_BCTHW is None else y_BCTHW.expand(len(x), *y_BCTHW.shape[1:])
             return dit(x, timestep_B1, None, y, text_kv=text[expert])
 
         return velocity
@@ -201,7 +206,11 @@ class Stages:
         """Frames (B, 3, n, H, W), float32 around [−1, 1], as they come: one, then a few at a
         time."""
         self.residency.use(self.vae)
-        for part in self.vae.decode_frames(latent_BZTHW.to(self.device, self.vae.dtype)):
+        latent = latent_BZTHW.to(self.device, self.vae.dtype)
+        frames = self.vae.decode_frames(latent)
+        if self.tile:
+            frames = decode_tiled(self.vae, latent, self.tile)
+        for part in frames:
             yield part.float()
 
     def decode(self, latent_BZTHW: Tensor) -> Iterator[Tensor]:

@@ -1,0 +1,80 @@
+"""Speeds that were measured: recorded with the package, and by every run on this machine.
+
+A speed is a share: the seconds that the datasheet's rates allow for a phase over the seconds it
+took (on a CPU: 1e9 operations a core and second over those it took, so it may exceed 1). Shares of
+one device carry over from one size to another far better than seconds do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from turbodiffusion.weights.identity import cache_folder
+
+SHIPPED = Path(__file__).resolve().parent.parent / "memory" / "measured.json"
+"""Written by ``python benchmarks/check_plan.py --record``."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One measured phase. ``device`` is the GPU's name, or ``cpu``."""
+
+    device: str
+    card: str
+    phase: str
+    quantised: bool
+    attention: str
+    share: float
+
+
+def recorded() -> list[Rate]:
+    """Those of this machine first, then the shipped ones."""
+    return [*_read(_path()), *_read(SHIPPED)]
+
+
+def lookup(
+    rates: list[Rate], device: str, card: str, phase: str, quantised: bool, attention: str
+) -> tuple[float, str] | None:
+    """The share for a phase and its basis: ``measured`` if it was this model on this device,
+    ``estimate`` if it was another model there; None if nothing is known of the device."""
+    same = [r for r in rates if (r.device, r.phase) == (device, phase)]
+    wanted = (card, quantised, attention) if phase == "denoise" else (card,)
+    for r in same:
+        if ((r.card, r.quantised, r.attention) if phase == "denoise" else (r.card,)) == wanted:
+            return r.share, "measured"
+    return (same[0].share, "estimate") if same else None
+
+
+def remember(new: list[Rate]) -> None:
+    """Keep the best share of each phase that this machine has reached."""
+    best = {_key(r): r for r in _read(_path())}
+    for rate in new:
+        known = best.get(_key(rate))
+        if known is None or rate.share > known.share:
+            best[_key(rate)] = rate
+    with contextlib.suppress(OSError):  # a read-only home must not stop a run
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        temporary.write_text(json.dumps([asdict(r) for r in best.values()], indent=1), "utf-8")
+        os.replace(temporary, path)
+
+
+def _key(rate: Rate) -> tuple[object, ...]:
+    return rate.device, rate.card, rate.phase, rate.quantised, rate.attention
+
+
+def _path() -> Path:
+    return cache_folder() / "rates.json"
+
+
+def _read(path: Path) -> list[Rate]:
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        return [Rate(**{k: row[k] for k in Rate.__dataclass_fields__}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []  # a lost record only costs the basis of an estimate
