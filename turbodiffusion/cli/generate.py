@@ -62,6 +62,8 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     p.add_argument("--no-plan", action="store_true", default=None,
                    help="do not ask the planner whether it fits, try it")  # fmt: skip
+    p.add_argument("--monitor", action="store_true", default=None,
+                   help="store seconds, memory and the GPU's readings in the file")  # fmt: skip
     p.add_argument("--json", action="store_true", help="results as JSON lines on stdout")
 
 

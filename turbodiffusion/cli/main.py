@@ -16,6 +16,8 @@ COMMANDS = {
     "models": "list models, their size, and whether they are here",
     "inspect": "say what a checkpoint file is, without loading it",
     "download": "fetch a model and what it needs from the Hugging Face hub",
+    "plan": "say whether a video fits this machine, and how long it will take",
+    "monitor": "show what the GPUs are doing, live",
     "convert": "rewrite a checkpoint as safetensors, or back to the released layout",
     "mini": "the embedded model: train it, judge it, see its world",
     "setup": "make or repair the environment: torch for this machine, and everything else",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from turbodiffusion.pipeline.outputs import plan_outputs
 from turbodiffusion.pipeline.placement import apply, with_ladder
 from turbodiffusion.pipeline.planning import Planned, learn, plan_files, require_fit, summary
 from turbodiffusion.pipeline.progress import Progress
+from turbodiffusion.pipeline.report import RunReport
 from turbodiffusion.pipeline.request import Fit, Request, resolve
 from turbodiffusion.weights.find import Files, find
 
@@ -39,12 +41,14 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     error: TurboDiffusionError | None = None
     embedded: bool = False
+    report: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """One line of ``--json``."""
         if self.error is not None:
             return {"prompt": self.job.settings["prompt"], "error": self.error.as_json()}
-        return {"path": str(self.path), "seconds": self.seconds, "settings": self.settings}
+        line = {"path": str(self.path), "seconds": self.seconds, "settings": self.settings}
+        return line if self.report is None else {**line, "report": self.report}
 
 
 def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -> Iterator[Result]:
@@ -75,7 +79,8 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
     for number, (job, request, name) in enumerate(zip(jobs, requests, names, strict=True)):
         progress.begin(number, request.prompt)
         try:
-            result = run_job(pipe, job, request, name, progress, read_prompt)
+            result = run_job(pipe, job, request, name, progress, read_prompt,
+                             monitor=bool(flags.get("monitor")))  # fmt: skip
         except Exception as error:
             known = error if isinstance(error, TurboDiffusionError) else out_of_memory(error)
             if known is None or known.exit_code == 130 or len(jobs) == 1:
@@ -139,9 +144,22 @@ def open_pipeline(files: Files, flags: dict[str, Any], progress: Progress) -> Pi
 
 def run_job(
     pipe: Pipeline, job: Job, request: Request, name: str, progress: Progress,
-    read_prompt: ReadPrompt | None = None,
+    read_prompt: ReadPrompt | None = None, monitor: bool = False,
 ) -> Result:  # fmt: skip
-    """One file, from prompt to disk. ``request`` is resolved; ``name`` is where it goes."""
+    """One file, from prompt to disk. ``request`` is resolved; ``name`` is where it goes;
+    ``monitor`` adds a report of the run to the file and the result."""
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(RunReport(pipe)) if monitor else None
+        result = _run_job(pipe, job, request, name, progress, read_prompt, report)
+    if report is not None and (sentence := report.sentence):
+        progress.note(sentence)
+    return result
+
+
+def _run_job(
+    pipe: Pipeline, job: Job, request: Request, name: str, progress: Progress,
+    read_prompt: ReadPrompt | None, report: RunReport | None,
+) -> Result:  # fmt: skip
     from turbodiffusion.media.write import open_writer, side_by_side
 
     assert request.width and request.height and request.frames and request.steps
@@ -192,8 +210,12 @@ def run_job(
                 on_frames(writer.frames)
         return writer.path
 
+    if report is not None:
+        settings["report"] = report.so_far(result.seconds)
     result.path = fitted("decode", decode)
     clock.lap("decode")
+    if report is not None:
+        result.report = report.so_far(result.seconds)
     progress.end(result.seconds)
     return result
 
