@@ -16,6 +16,7 @@ from turbodiffusion.doctor.facts import (
     Driver,
     Facts,
     Memory,
+    Package,
     Platform,
     Python,
     Triton,
@@ -41,6 +42,8 @@ STALE = "C:\\turbo\\.venv\\Scripts\\vcruntime140.dll"
 STUB = Driver(True, "", 34, 0, (), ())
 COMPAT = Driver(True, "", 804, 0, (535, 183, 1), (535, 183, 1))
 MIXED = Driver(True, "", 803, 0, (580, 65, 6), (575, 51, 3))
+
+ABI = "ImportError: numpy was compiled for another Python"
 
 Row = tuple[str, Facts, str, str, list[str]]
 
@@ -420,6 +423,21 @@ MACHINES: list[Row] = [
         BLOCKED,
         "P05:blocker",
         [f"{SETUP} --fix P05"],
+    ),
+    (
+        "numpy of another Python, which torch and the video writer repeat",
+        linux(
+            "RTX 4090",
+            torch=torch("2.13.0+cu130", imported=False, error=ABI),
+            packages=(
+                Package("numpy", "2.4.6", ABI),
+                Package("flash-attn", "2.8", "ImportError: x"),
+            ),
+            video=ABI,
+        ),
+        BLOCKED,
+        "P19:blocker",
+        [f"{SETUP} --fix P19"],
     ),
     (
         "old Visual C++ runtime, and an older one beside Python",

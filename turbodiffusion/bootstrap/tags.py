@@ -182,7 +182,8 @@ def default_index(build: Build, machine: Machine) -> Build:
     notes = (f"It has no code for {old[0]}: that GPU stays unused.",) if old else ()
     if machine.driver >= (580,):
         return Build(TESTED_TORCH, "cu130", notes)
-    older = f"Its last build for driver {_dotted(machine.driver)} is torch {OLD_DRIVER_TORCH}."
+    driver = f"driver {_dotted(machine.driver)}" if machine.driver else "drivers below 580"
+    older = f"Its last build for {driver} is torch {OLD_DRIVER_TORCH}."
     return Build(OLD_DRIVER_TORCH, "cu128", (older, *notes))
 
 

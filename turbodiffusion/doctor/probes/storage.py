@@ -7,6 +7,7 @@ import math
 from turbodiffusion.doctor import shell
 from turbodiffusion.doctor.facts import GB, Facts
 from turbodiffusion.doctor.findings import Finding
+from turbodiffusion.doctor.probes.torch import broken
 
 ENVIRONMENT_NEED = 10 * GB
 """Room for a CUDA environment: about 5 GB installed, and as much while pip unpacks."""
@@ -148,8 +149,9 @@ def _again(facts: Facts, path: str) -> str:
 
 def video(facts: Facts) -> list[Finding]:
     """P27: frames can be written into a file."""
-    if not facts.video:
-        return [Finding("P27", "skip", "Not tried.")]
+    if not facts.video or facts.video in broken(facts):
+        why = "Not tried." if not facts.video else "It fails because of another package (P19)."
+        return [Finding("P27", "skip", why)]
     if facts.video == "ok":
         return [Finding("P27", "ok", "Two frames were written and read back.")]
     return [

@@ -21,6 +21,8 @@ def build(facts: Facts) -> list[Finding]:
     if not torch.version:
         return [_absent(facts)]
     name = f"torch {torch.version}+{torch.tag}"
+    if torch.imported is False and torch.error in broken(facts):
+        return [Finding("P05", "skip", f"{name} fails because of another package (P19).")]
     if torch.imported is False:
         windows = facts.platform.system == "Windows"
         return [
@@ -53,6 +55,11 @@ def build(facts: Facts) -> list[Finding]:
         notes.append(_missing(facts))
     slow = f", imported in {torch.seconds:.1f} s" if torch.seconds else ""
     return notes or [Finding("P05", "ok", f"{name}{slow}.")]
+
+
+def broken(facts: Facts) -> set[str]:
+    """What needed packages say when they are imported; torch repeats it when it loads them."""
+    return {one.error for one in facts.packages if one.error and one.name in NEEDED}
 
 
 def _absent(facts: Facts) -> Finding:

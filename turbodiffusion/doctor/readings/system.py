@@ -11,6 +11,7 @@ from pathlib import Path
 
 from turbodiffusion.doctor.facts import Compiler, Platform, Windows
 from turbodiffusion.doctor.readings.interpreter import Target
+from turbodiffusion.doctor.shell import line
 
 NVIDIA = "0x10de"
 
@@ -103,11 +104,11 @@ def shell() -> str:
 
 def launcher() -> str:
     """How the user started the command, to be used again in the fixes."""
-    name = os.path.basename(sys.argv[0])
-    if name == "turbo.py":
-        path = sys.argv[0] if os.path.dirname(os.path.abspath(name)) else "turbo.py"
-        return f"python {path}"
-    return "turbodiffusion"
+    if os.path.basename(sys.argv[0]) != "turbo.py":
+        return "turbodiffusion"
+    here = os.path.abspath(sys.argv[0]) == os.path.join(os.getcwd(), "turbo.py")
+    python = "python" if os.name == "nt" or shutil.which("python") else "python3"
+    return line([python, "turbo.py" if here else sys.argv[0]], shell())
 
 
 def read_windows() -> Windows | None:
