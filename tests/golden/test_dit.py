@@ -12,6 +12,7 @@ from tests.golden.vectors import Golden, golden_files, golden_id, load_golden, r
 from turbodiffusion.models import layers
 from turbodiffusion.models.cards import Attention, DiTConfig
 from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.ops.rope import apply_rope
 
 INTEGERS = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_dim",
             "text_len", "freq_dim")  # fmt: skip
@@ -45,6 +46,18 @@ def two_rounding_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     z = x.float()
     z = z * torch.rsqrt((z * z).mean(-1, keepdim=True) + eps)
     return z.to(x.dtype) * weight.to(x.dtype)
+
+
+def two_rounding_rms_norm_rope(
+    x: Tensor, weight: Tensor, table: tuple[Tensor, Tensor], eps: float, num_heads: int
+) -> Tensor:
+    normalised = two_rounding_rms_norm(x, weight, eps)
+    return apply_rope(normalised.unflatten(-1, (num_heads, -1)), table)
+
+
+def use_two_rounding_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "rms_norm", two_rounding_rms_norm)
+    monkeypatch.setattr(layers, "rms_norm_rope", two_rounding_rms_norm_rope)
 
 
 def two_rounding_linear(self: layers.Linear, x: Tensor) -> Tensor:
@@ -123,7 +136,7 @@ def test_bf16(path):
 def test_bf16_every_rounding(path, monkeypatch):
     golden = load_golden(path)
     expect(golden, "bfloat16", "original")
-    monkeypatch.setattr(layers, "rms_norm", two_rounding_rms_norm)
+    use_two_rounding_norms(monkeypatch)
     errors = error_per_sample(golden, monkeypatch)
     assert errors.max() < tight_bound(golden)
 
@@ -134,7 +147,7 @@ def test_tight_bound_finds_a_wrong_rounding(path, wrong, monkeypatch):
     golden = load_golden(path)
     expect(golden, "bfloat16", "original")
     if wrong == "bias":
-        monkeypatch.setattr(layers, "rms_norm", two_rounding_rms_norm)
+        use_two_rounding_norms(monkeypatch)
         monkeypatch.setattr(layers.Linear, "forward", two_rounding_linear)
     errors = error_per_sample(golden, monkeypatch)
     assert errors.min() > tight_bound(golden)

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.errors import UsageError
+from turbodiffusion.models import fused
 from turbodiffusion.models.cards import Attention, DiTConfig
-from turbodiffusion.models.layers import Float32, Int8Linear, LayerNorm, Linear, RMSNorm
+from turbodiffusion.models.layers import Float32, HeadNorm, Int8Linear, LayerNorm, Linear, RMSNorm
 from turbodiffusion.ops.attention import attention
 from turbodiffusion.ops.norm import layer_norm, layer_norm_modulate
-from turbodiffusion.ops.rope import apply_rope, rope_table
+from turbodiffusion.ops.rope import rope_table
 from turbodiffusion.ops.sla import sparse_linear_attention
 
 Grid = tuple[int, int, int]
@@ -68,19 +69,22 @@ class SelfAttention(nn.Module):
         dim = config.dim
         self.num_heads = config.num_heads
         self.q, self.k, self.v, self.o = (layer(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = RMSNorm(dim, config.eps), RMSNorm(dim, config.eps)
+        self.norm_q, self.norm_k = (HeadNorm(dim, config.eps, self.num_heads) for _ in range(2))
         self.attn_op: nn.ModuleDict | None = None
         if settings.kind != "dense":
             sparse = SparseLinearAttention(config.head_dim, settings)
             self.attn_op = nn.ModuleDict({"local_attn": sparse})
 
     def forward(self, x_BLD: Tensor, table: Table) -> Tensor:
-        heads = (self.num_heads, -1)
-        q_BLND = apply_rope(self.norm_q(self.q(x_BLD)).unflatten(-1, heads), table)
-        k_BLND = apply_rope(self.norm_k(self.k(x_BLD)).unflatten(-1, heads), table)
-        v_BLND = self.v(x_BLD).unflatten(-1, heads)
-        attend = attention if self.attn_op is None else self.attn_op["local_attn"]
-        return self.o(attend(q_BLND, k_BLND, v_BLND).flatten(-2))
+        q_BLND = self.norm_q(self.q(x_BLD), table)
+        k_BLND = self.norm_k(self.k(x_BLD), table)
+        v_BLND = self.v(x_BLD).unflatten(-1, (self.num_heads, -1))
+        return self.o(self.attend(q_BLND, k_BLND, v_BLND).flatten(-2))
+
+    def attend(self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
+        """Dense or sparse attention, as configured."""
+        operator = attention if self.attn_op is None else self.attn_op["local_attn"]
+        return operator(q_BLND, k_BLND, v_BLND)
 
 
 class CrossAttention(nn.Module):
@@ -122,6 +126,8 @@ class Block(nn.Module):
         )
 
     def forward(self, x_BLD: Tensor, e_B6D: Tensor, table: Table, text: Text) -> Tensor:
+        if fused.obstacle(self, x_BLD.device) is None:
+            return fused.forward(self, x_BLD, e_B6D, table, text)
         m_B6D = self.modulation.float() + e_B6D
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = m_B6D.chunk(6, dim=1)
         y_BLD = layer_norm_modulate(x_BLD, scale, shift, self.eps)
@@ -260,7 +266,7 @@ class WanDiT(nn.Module):
             if isinstance(module, Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, LayerNorm)):
+            elif isinstance(module, (RMSNorm, HeadNorm, LayerNorm)):
                 nn.init.ones_(module.weight)
             if isinstance(module, LayerNorm):
                 nn.init.zeros_(module.bias)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from turbodiffusion.ops import linear as linears
 from turbodiffusion.ops.norm import layer_norm, rms_norm
+from turbodiffusion.ops.rope import rms_norm_rope
 
 
 class Linear(nn.Linear):
@@ -155,6 +156,18 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of a whole token, then the rotation of each head by the place of the token."""
+
+    def __init__(self, dim: int, eps: float, num_heads: int) -> None:
+        super().__init__()
+        self.eps, self.num_heads = eps, num_heads
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x_BLD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+        return rms_norm_rope(x_BLD, self.weight, table, self.eps, self.num_heads)
 
 
 class LayerNorm(nn.Module):
