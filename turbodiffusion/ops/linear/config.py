@@ -35,13 +35,12 @@ class GemmConfig:
     def of(cls, capability: Capability, m: int) -> GemmConfig:
         """For ``m`` rows: 512 for text, 32,760 and more for video."""
         if capability[0] == 9:
-            # Two programs share a multiprocessor; each has four products a K block.
-            return cls(
-                split_m=2, split_n=2, num_warps=4, descriptors=True, ordered=True,
-            )  # fmt: skip
+            # Two programs share a multiprocessor, in 223 to 238 registers a thread: one promotes
+            # its half while the other multiplies.
+            return cls(split_m=2, num_warps=4, descriptors=True, ordered=True)
         if capability[0] == 10:
             return cls(half=True)
-        return cls()
+        return cls(num_stages=4)
 
     @classmethod
     def interpreted(cls) -> GemmConfig:
@@ -53,16 +52,20 @@ def candidates(capability: Capability, m: int) -> list[GemmConfig]:
     """Launches worth timing; all compute the same, they differ in speed only."""
     best = GemmConfig.of(capability, m)
     if capability[0] != 9:
-        return [best]
-    quarters = replace(best, split_m=2, split_n=2)
+        return [best, *(replace(best, num_stages=n) for n in (3, 5) if capability == (8, 0))]
+    wide = replace(best, block_m=256, num_warps=8, num_stages=4)
     return [
-        replace(quarters, group_m=group) for group in (8, 16, 32)
-    ] + [
-        replace(best, block_m=256, num_warps=8, num_stages=4, split_m=2, split_n=1),
-        replace(best, block_m=256, num_warps=8, num_stages=4),
+        best,
+        replace(best, group_m=8),
+        replace(best, group_m=32),
+        # Quarters: overlap inside a program too, for operands read twice as often.
+        replace(best, split_n=2),
+        # Twice the tile reads the cache less; one program a multiprocessor must overlap alone.
+        replace(wide, split_n=2),
+        wide,
         replace(best, num_warps=8, num_stages=4, split_m=1, split_n=2),
-        replace(best, num_warps=8, num_stages=4, split_m=1, split_n=1),
-    ]  # fmt: skip
+        replace(best, num_warps=8, num_stages=4, split_m=1),
+    ]
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,21 @@ class Fp8Config:
 
     @classmethod
     def of(cls, capability: Capability, m: int) -> Fp8Config:
+        """For ``m`` rows."""
         if capability[0] == 9:
             return cls(block_n=256, num_stages=4, descriptors=True)
         if capability[0] == 10:
             return cls(num_stages=4, descriptors=True)
-        return cls(num_warps=8)
+        return cls()
+
+
+def fp8_candidates(capability: Capability, m: int) -> list[Fp8Config]:
+    """Launches of the e4m3 product worth timing."""
+    best = Fp8Config.of(capability, m)
+    if capability[0] != 9:
+        return [best]
+    small = replace(best, block_n=128, num_stages=3)
+    return [best, replace(best, num_stages=3), small, replace(small, num_warps=4)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from turbodiffusion.ops import aot
 from turbodiffusion.ops.linear import gemm_kernels
 from turbodiffusion.ops.linear.config import (
@@ -27,16 +29,17 @@ def specimens(capability: int) -> list[aot.Specimen]:
     found = [_gemm(f"int8_gemm {name}", best, capability, name) for name in EPILOGUES]
     found.append(_gemm("int8_gemm tile", best, capability, "store", sx_rows=128))
     for config in candidates(pair, ROWS):
-        if config != best:
-            found.append(_gemm(f"int8_gemm {_label(config)}", config, capability, "gelu_quantize"))
+        if replace(config, group_m=best.group_m) != best:  # which changes no instruction
+            found.append(_gemm(f"int8_gemm {label(config)}", config, capability, "gelu_quantize"))
     found += [_quantize(tile) for tile in (False, True)]
     if capability >= 89:
         found += [_quantize_fp8(), _fp8_gemm(Fp8Config.of(pair, ROWS), capability)]
     return found
 
 
-def _label(c: GemmConfig) -> str:
-    return f"{c.block_m}×{c.block_n}/{c.split_m}·{c.split_n} w{c.num_warps} g{c.group_m}"
+def label(c: GemmConfig) -> str:
+    """Tile, parts along M and N, warps and stages."""
+    return f"{c.block_m}×{c.block_n}/{c.split_m}·{c.split_n} w{c.num_warps} s{c.num_stages}"
 
 
 def _gemm(
