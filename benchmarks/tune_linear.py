@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import triton
-from torch import Tensor
 from triton.testing import do_bench
 
 from turbodiffusion.ops import gpu
@@ -46,9 +45,9 @@ def contest(layer: str, m: int, n: int, k: int, device: torch.device) -> list[Ro
     weight = torch.randn(n, k, device=device, dtype=torch.bfloat16) / k**0.5
     bias = torch.randn(n, device=device, dtype=torch.bfloat16)
     q, w, w8 = quantize_group(x), quantize_weight(weight), quantize_fp8(weight)
-    first: Tensor | None = None
+    product, first = _epilogue(layer, m, n, device), None
     for config in candidates(gpu.capability(device), m):
-        call = partial(_epilogue(layer, m, n, device), *q, *w, bias, config=config)
+        call = partial(product, *q, *w, bias, config=config)
         out = call()
         out = out[0] if isinstance(out, tuple) else out
         first = out if first is None else first

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.forms import DTYPES, FORMS, LENGTHS, TOLERANCE, error, form, randn
 from turbodiffusion.errors import UsageError
+from turbodiffusion.ops import backend
 from turbodiffusion.ops.linear import (
+    Quantized,
     dequantize_weight,
+    fp8_linear,
+    has_int8,
     int8_linear,
+    int8_linear_gelu,
+    int8_linear_residual,
+    int8_matmul,
     linear,
+    quantize_fp8,
     quantize_group,
     quantize_tile,
     quantize_weight,
@@ -165,6 +174,101 @@ def test_zero_input_gives_the_bias(activation):
     assert torch.equal(out, bias.expand(3, 128))
 
 
+FUSED_LENGTHS = pytest.mark.parametrize("length", [1, 63, 129, 600, 1000])
+
+
+def assert_quantised_alike(out: Quantized, expected: Quantized):
+    """Equal, but for one step where a value lies on a tie and for an ulp of the scale."""
+    torch.testing.assert_close(out.scale, expected.scale, rtol=1e-6, atol=0)
+    step = (out.q.int() - expected.q.int()).abs()
+    assert step.max() <= 1 and (step > 0).float().mean() < 1e-3
+
+
+@FUSED_LENGTHS
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "bare"])
+def test_gelu_and_quantiser_forms_agree(length, with_bias):
+    x, bias = quantize_group(randn(length, 256)), randn(384) if with_bias else None
+    parts = quantize_weight(randn(384, 256) / 16)
+    expected = Quantized(*naive.int8_linear_gelu(*x, *parts, bias))
+    assert_quantised_alike(Quantized(*portable.int8_linear_gelu(*x, *parts, bias)), expected)
+    y = F.gelu(int8_matmul(x, *parts, bias, torch.float32), approximate="tanh")
+    assert_quantised_alike(int8_linear_gelu(x, *parts, bias), quantize_group(y))
+
+
+@DTYPES
+@FUSED_LENGTHS
+@pytest.mark.parametrize("gated", [True, False], ids=["gate", "plain"])
+def test_gate_and_residual_forms_agree(length, dtype, gated):
+    x, bias = quantize_group(randn(2 * length, 256)), randn(200)
+    parts = quantize_weight(randn(200, 256) / 16)
+    residual, gate = randn(2, length, 200, dtype=dtype), randn(2, 1, 200) if gated else None
+    expected = naive.int8_linear_residual(*x, *parts, bias, residual, gate)
+    kept = residual.clone()
+    out = portable.int8_linear_residual(*x, *parts, bias, residual, gate)
+    assert out.dtype is dtype and torch.equal(residual, kept)
+    assert error(out, expected) < (1e-6 if dtype is torch.float32 else 1e-3)
+    y = int8_matmul(x, *parts, bias, torch.float32).view(2, length, 200)
+    once = (residual.float() + (y * gate if gated else y)).to(dtype)
+    assert error(int8_linear_residual(x, *parts, bias, residual, gate), once) < 1e-3
+
+
+def test_fused_linears_quantise_what_is_not_yet():
+    x, bias, parts = randn(2, 63, 256), randn(128), quantize_weight(randn(128, 256))
+    made = quantize_group(x.view(126, 256))
+    assert isinstance(made, Quantized)
+    assert torch.equal(int8_matmul(x, *parts, bias), int8_matmul(made, *parts, bias))
+    assert int8_matmul(x, *parts).dtype is torch.bfloat16
+    for out, same in zip(
+        int8_linear_gelu(x, *parts, bias), int8_linear_gelu(made, *parts, bias), strict=True
+    ):
+        assert torch.equal(out, same)
+    residual = randn(2, 63, 128)
+    out = int8_linear_residual(x, *parts, bias, residual)
+    assert torch.equal(out, int8_linear_residual(made, *parts, bias, residual))
+    assert torch.allclose(out - residual, int8_linear(x, *parts, bias), atol=1e-4)
+
+
+def test_int8_matmul_takes_both_granularities():
+    x, parts = randn(129, 256), quantize_weight(randn(72, 256))
+    for quantise, rows in ((quantize_group, 1), (quantize_tile, 128)):
+        out = int8_matmul(Quantized(*quantise(x)), *parts, dtype=torch.float32)
+        assert error(out, exact(x, rows, *parts)) < 1e-6
+
+
+@pytest.mark.parametrize("m", LENGTHS)
+def test_fp8_forms_agree(m):
+    x, bias = randn(m, 256), randn(72)
+    x[0] *= 1000
+    x[-1] = 0
+    for made, expected in zip(portable.quantize_fp8(x), naive.quantize_fp8(x), strict=True):
+        assert torch.equal(made.float(), expected.float())
+    weight, scale = naive.quantize_fp8(randn(72, 256))
+    assert weight.dtype is torch.float8_e4m3fn and scale.shape == (72,)
+    expected = naive.fp8_linear(x, weight, scale, bias)
+    assert error(portable.fp8_linear(x, weight, scale, bias), expected) < 1e-6
+    assert torch.equal(expected[-1], bias)
+
+
+def test_fp8_linear_is_close_to_the_linear_it_replaces():
+    """e4m3 keeps 3 bits after the point: half a step is 2^-4, and either operand contributes."""
+    x, weight, bias = randn(2, 300, 512), randn(384, 512), randn(384)
+    x[0, 0] *= 1000  # each row has its own scale
+    q, scale = quantize_fp8(weight)
+    assert (q.float().abs().amax(1) == 448).all()
+    for dtype in (torch.float32, torch.bfloat16):
+        out = fp8_linear(x.to(dtype), q, scale, bias)
+        assert out.shape == (2, 300, 384) and out.dtype is dtype
+        assert error(out[1], (x @ weight.T + bias)[1]) < 0.04
+
+
+def test_int8_serves_as_storage_only_on_a_cpu_left_to_itself(monkeypatch):
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
+    assert not has_int8(torch.device("cpu"))
+    for name in ("naive", "portable"):
+        monkeypatch.setenv(backend.VARIABLE, name)
+        assert has_int8(torch.device("cpu"))
+
+
 def test_errors():
     q, scale = quantize_weight(randn(128, 256))
     with pytest.raises(UsageError, match="multiple of 128"):
@@ -175,3 +279,13 @@ def test_errors():
         int8_linear(randn(3, 256), q, scale[:, :1])
     with pytest.raises(UsageError, match="'row'"):
         int8_linear(randn(3, 256), q, scale, activation="row")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="72 outputs"):
+        int8_linear_gelu(randn(3, 256), *quantize_weight(randn(72, 256)))
+    with pytest.raises(UsageError, match=r"\(…, 128\)"):
+        int8_matmul(quantize_group(randn(3, 128)), q, scale)
+    residual = randn(1, 3, 128)
+    for wrong in ((residual[:, :2], None), (residual, randn(2, 1, 128))):
+        with pytest.raises(UsageError, match="makes 3 × 128"):
+            int8_linear_residual(randn(3, 256), q, scale, None, *wrong)
+    with pytest.raises(UsageError, match=r"\(128,\)"):
+        fp8_linear(randn(3, 256), *quantize_fp8(randn(128, 128)))
