@@ -23,6 +23,7 @@ COMMANDS = {
     "bugreport": "print one Markdown block to paste into a report, without names and secrets",
     "setup": "make or repair the environment: torch for this machine, and everything else",
     "doctor": "check this machine and print the command for whatever is wrong",
+    "errors": "list the known failures, or explain one",
 }
 """Command → help. Each lives in a module of the same name with ``add_parser`` and ``run``."""
 
