@@ -74,7 +74,6 @@ class Fp8Config:
 
     block_m: int = 128
     block_n: int = 128
-    block_k: int = 128
     num_warps: int = 8
     num_stages: int = 3
     group_m: int = 16

@@ -79,7 +79,7 @@ def _fp8_gemm(c: Fp8Config, capability: int) -> aot.Specimen:
             "M": "i32", "N": "i32", "K": "i32",
         },
         {
-            "BM": c.block_m, "BN": c.block_n, "BK": c.block_k, "GROUP_M": c.group_m,
+            "BM": c.block_m, "BN": c.block_n, "BK": 128, "GROUP_M": c.group_m,
             "DESCRIPTORS": c.descriptors,
         },
         c.num_warps, c.num_stages, expects=(aot.FP8_PRODUCT[capability],), aligned=("N", "K"),

@@ -87,12 +87,12 @@ def int8_linear_residual(
 
 
 def quantize_fp8(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    if not gpu.has_fp8(x_MK.device):  # nor the conversion
+        return portable.quantize_fp8(x_MK)
     x_MK, config = x_MK.contiguous(), QuantizeConfig()
     m, k = x_MK.shape
     q_MK = x_MK.new_empty(m, k, dtype=FP8)
     scale_M = x_MK.new_empty(m, dtype=torch.float32)
-    if not gpu.has_fp8(x_MK.device):  # nor the conversion
-        return portable.quantize_fp8(x_MK)
     if m:
         block = min(config.row_block, triton.next_power_of_2(k))
         quantize_fp8_kernel[(m,)](x_MK, q_MK, scale_M, k, block, num_warps=config.num_warps)
@@ -108,15 +108,28 @@ def fp8_linear(
 ) -> Tensor:
     if not gpu.has_fp8(x_MK.device) or x_MK.shape[1] % BLOCK:
         return portable.fp8_linear(x_MK, weight_NK, scale_N, bias)
-    (m, k), n = x_MK.shape, weight_NK.shape[0]
-    q_MK, scale_M = quantize_fp8(x_MK)
-    out_MN = x_MK.new_empty(m, n)
-    c = config or Fp8Config.of(gpu.capability(x_MK.device), m)
+    config = config or Fp8Config.of(gpu.capability(x_MK.device), x_MK.shape[0])
+    return fp8_matmul(*quantize_fp8(x_MK), weight_NK, scale_N, bias, x_MK.dtype, config)
+
+
+def fp8_matmul(
+    q_MK: Tensor,
+    scale_M: Tensor,
+    weight_NK: Tensor,
+    scale_N: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    config: Fp8Config,
+) -> Tensor:
+    """The product alone, for K a multiple of 128."""
+    (m, k), n, c = q_MK.shape, weight_NK.shape[0], config
+    out_MN = q_MK.new_empty(m, n, dtype=dtype)
     if m:
         fp8_gemm_kernel[(triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n),)](
-            _operand(q_MK, c.block_m, c.descriptors), _operand(weight_NK, c.block_n, c.descriptors),
-            scale_M, scale_N, bias, out_MN, m, n, k,
-            BM=c.block_m, BN=c.block_n, BK=c.block_k, GROUP_M=c.group_m, DESCRIPTORS=c.descriptors,
+            _operand(q_MK, c.block_m, c.descriptors),
+            _operand(weight_NK.contiguous(), c.block_n, c.descriptors),
+            scale_M, scale_N.contiguous(), bias, out_MN, m, n, k,
+            BM=c.block_m, BN=c.block_n, BK=BLOCK, GROUP_M=c.group_m, DESCRIPTORS=c.descriptors,
             num_warps=c.num_warps, num_stages=c.num_stages,
         )  # fmt: skip
     return out_MN
