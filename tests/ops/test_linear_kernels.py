@@ -15,6 +15,8 @@ from turbodiffusion.ops.linear.config import Fp8Config, GemmConfig, candidates
 naive = form("linear", "naive")
 LENGTHS = pytest.mark.parametrize("m", [1, 63, 129, 600, 1000])
 GRANULARITIES = pytest.mark.parametrize("name", ["quantize_tile", "quantize_group"])
+FP8_SUMS = 5e-3
+"""Hopper cuts running sums of e4m3 products to about 13 bits: 2e-3 after 48 steps of K = 32."""
 # One more rounding to the result's dtype, relative L2.
 ROUNDING = TOLERANCE | {torch.float16: 5e-4}
 
@@ -173,8 +175,7 @@ def test_fp8_product(triton_form, device, m):
     config = Fp8Config() if device == "cpu" else Fp8Config.of(capability(triton_form), m)
     out = kernels().fp8_matmul(*(part.to(device) for part in parts), torch.float32, config)
     expected = (parts[0].float() * parts[1][:, None]) @ (parts[2].float() * parts[3][:, None]).T
-    # Hopper keeps about 13 bits of a running sum of e4m3 products.
-    assert error(out.cpu(), expected + parts[4]) < (1e-6 if device == "cpu" else 1e-3)
+    assert error(out.cpu(), expected + parts[4]) < (1e-6 if device == "cpu" else FP8_SUMS)
 
 
 @pytest.mark.gpu
@@ -190,4 +191,4 @@ def test_fp8_quantiser_and_linear(triton_form, m, dtype):
     assert torch.equal(scale_x, scale_expected)
     assert torch.equal(q.float(), q_expected.float())
     out = kernels().fp8_linear(x.cuda(), weight.cuda(), scale.cuda(), bias.cuda())
-    assert error(out.cpu(), naive.fp8_linear(x, weight, scale, bias)) < max(ROUNDING[dtype], 1e-3)
+    assert error(out.cpu(), naive.fp8_linear(x, weight, scale, bias)) < FP8_SUMS
