@@ -218,6 +218,14 @@ def test_parts_that_only_look_adjacent_are_copied():
     assert whole.data_ptr() == pool[4].data_ptr() and torch.equal(whole, pool[4:9])
 
 
+def test_joining_in_inference_mode_leaves_ordinary_weights():
+    layers = [Int8Linear(128, 128) for _ in range(3)]
+    with torch.inference_mode():
+        fused.joined(*layers)
+    layers[1].load_state_dict(Int8Linear(128, 128).state_dict())
+    assert not layers[1].int8_weight.is_inference()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", [DENSE, SLA], ids=["dense", "sla"])
 def test_captured_in_a_graph(attention):

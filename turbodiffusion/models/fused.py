@@ -144,7 +144,8 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     if adjacent and end <= storage.data_ptr() + storage.nbytes():
         rows = sum(part.shape[0] for part in parts)
         return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
-    whole = torch.cat([part.data for part in parts])
+    with torch.inference_mode(False), torch.no_grad():  # weights stay loadable afterwards
+        whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, whole.split([p.shape[0] for p in parts]), strict=True):
         part.data = view
     return whole

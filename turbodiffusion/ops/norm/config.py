@@ -61,13 +61,18 @@ def chunks(width: int) -> tuple[int, int]:
 
 
 def candidates(capability: int, width: int, itemsize: int = 2) -> list[RowConfig]:
-    """Forward launches worth timing; all compute the same, they differ in speed only."""
+    """Forward launches worth timing; all compute the same, they differ in speed only.
+
+    Smaller chunks give each row to fewer warps, so that fewer of them, or none, wait for others.
+    """
     base = RowConfig.forward(width, itemsize)
+    halved = replace(base, chunk=base.chunk // 2, count=base.count * 2)
     return [
-        replace(base, rows=rows, num_warps=warps)
+        replace(cut, rows=rows, num_warps=warps)
+        for cut in (base, halved)
         for rows in (1, 2, 4)
         for warps in (1, 2, 4, 8)
-        if 512 <= rows * width // warps <= 3072
+        if 512 <= rows * width // warps <= 3072 and (cut is base or rows > 1)
     ]
 
 
