@@ -1,7 +1,8 @@
 """Definition of the linears, block by block.
 
-Integer products are summed in int32 (exact), converted to float32 (exact: at most 128³ = 2²¹) and
-added to the accumulator K block by K block in ascending order.
+Integer products are summed in float64, exact, since PyTorch has no int32 product on GPUs; they are
+converted to float32 (exact: at most 128³ = 2²¹) and added to the accumulator K block by K block in
+ascending order.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _product(q_MK: Tensor, scale_x: Tensor, weight_NK: Tensor, scale_w: Tensor) 
     acc_MN = torch.zeros(m, n, dtype=torch.float32, device=q_MK.device)
     for block in range(k // BLOCK):
         columns = slice(block * BLOCK, (block + 1) * BLOCK)
-        dot_MN = q_MK[:, columns].int() @ weight_NK[:, columns].int().mT
+        dot_MN = q_MK[:, columns].double() @ weight_NK[:, columns].double().mT
         acc_MN += dot_MN.float() * (scale_x[:, block, None] * scale_w[None, :, block])
     return acc_MN
 
