@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 
 import pytest
 
+from tests.doctor import codes
 from turbodiffusion.doctor.catalogue import CATEGORIES, FAILURES, OWN, entry
 from turbodiffusion.doctor.catalogue.entry import Entry, Near
+from turbodiffusion.doctor.explain import explain
 from turbodiffusion.doctor.explain_match import letters, searches
-from turbodiffusion.errors import UsageError
+from turbodiffusion.doctor.explain_page import page
+from turbodiffusion.errors import TurboDiffusionError, UsageError, describe
 
 EVERY = (*FAILURES, *OWN)
 COMMANDS = [
@@ -25,7 +29,7 @@ COMMANDS = [
 
 def test_all_reference_failures_are_there():
     assert len(FAILURES) == 104
-    assert len({one.id.lower() for one in EVERY}) == len(EVERY)
+    assert len({one.id for one in EVERY}) == len(EVERY)
     assert all(CATEGORIES.values())
     assert not any(one.own for one in FAILURES) and all(one.own for one in OWN)
 
@@ -91,7 +95,7 @@ def test_powershell_quotes_are_closed():
 
 
 def test_an_entry_is_found_in_any_case_and_a_near_miss_is_named():
-    assert entry("disk-FULL").id == "DISK-FULL"
+    assert entry("Disk-Full").id == "DISK-FULL" and entry("disk-full").id == "disk-full"
     with pytest.raises(UsageError, match="DRIVER-TOO-OLD") as caught:
         entry("driver-to-old")
     assert caught.value.code == "errors-unknown"
@@ -110,3 +114,67 @@ def test_references_between_entries_lead_somewhere():
 
 def test_near_says_what_it_looks_for():
     assert str(Near("a", "b", 9)) == "a … b"
+
+
+RAISED, UNREADABLE = codes.raised()
+
+
+def test_codes_are_written_out_where_they_are_raised():
+    assert not UNREADABLE, f"the first argument must be a plain string: {UNREADABLE}"
+
+
+def test_every_code_that_is_raised_is_in_the_catalogue():
+    known = {one.id for one in OWN}
+    missing = {one.code: one for one in RAISED if one.code not in known}
+    lines = [
+        f'    own("{one.code}", "WHAT IT MEANS.", "WHAT TO DO."),  # {one.place}: {one.message}'
+        for one in missing.values()
+    ]
+    hint = "add to the fitting turbodiffusion/doctor/catalogue/own_*.py, then run "
+    hint += "`python docs/write_errors.py`:\n"
+    assert not missing, hint + "\n".join(lines)
+
+
+def test_every_own_entry_is_raised_somewhere():
+    unused = {one.id for one in OWN} - {one.code for one in RAISED}
+    assert not unused, f"nothing raises {sorted(unused)}: remove the entries"
+
+
+def test_what_our_commands_print_is_recognised():
+    """In both forms, and never hidden by what the words of a message may look like."""
+    for one in RAISED:
+        error = TurboDiffusionError(one.code, one.message, "fix")
+        for text in (f"Traceback …\nturbodiffusion.errors.UsageError: {error}", describe(error)):
+            found = explain(text).headline
+            assert found and found.entry.id == one.code, f"{one.code} of {one.place}: {text}"
+
+
+def test_what_the_doctor_refers_to_is_in_the_catalogue():
+    known = {one.id for one in EVERY}
+    for path in (codes.ROOT / "turbodiffusion" / "doctor").rglob("*.py"):
+        if "catalogue" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and codes.name(node.func) == "Finding":
+                causes = [k.value for k in node.keywords if k.arg == "cause"] + node.args[6:7]
+                for cause in causes:
+                    for part in ast.walk(cause):
+                        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                            plain = re.fullmatch(r"[A-Z0-9]+(-[A-Z0-9]+)+", part.value)
+                            assert not plain or part.value in known, f"{path}: {part.value}"
+
+
+def test_the_page_is_up_to_date():
+    path = codes.ROOT / "docs" / "errors.md"
+    assert path.read_text("utf-8") == page(), "run `python docs/write_errors.py`"
+
+
+def test_the_page_has_an_anchor_for_every_entry():
+    text = page()
+    for one in EVERY:
+        assert text.count(f'<a id="{one.id}"></a>') == 1
+    for target in re.findall(r"\]\(#([^)]+)\)", text):
+        assert f'<a id="{target}"></a>' in text
+    rows = [line for line in text.split("\n") if line.startswith("| <a id")]
+    assert len(rows) == len(OWN)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)

@@ -101,18 +101,13 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def anchor(one: Entry) -> str:
-    """The address of an entry within the page."""
-    return one.id.lower()
-
-
 def _index(name: str, entries: tuple[Entry, ...]) -> str:
-    links = ", ".join(f"[{one.id}](#{anchor(one)})" for one in entries)
+    links = ", ".join(f"[{one.id}](#{one.id})" for one in entries)
     return f"- {name}: {links}"
 
 
 def _section(one: Entry) -> list[str]:
-    lines = [f'### <a id="{anchor(one)}"></a>{one.id}', "", f"**{one.title}** {one.cause}", ""]
+    lines = [f'### <a id="{one.id}"></a>{one.id}', "", f"**{one.title}** {one.cause}", ""]
     lines += ["```text", *one.seen[0].split("\n"), "```", ""]
     for number, fix in enumerate(one.fixes, 1):
         lines += [f"{number}. {_fix(fix)}"]
@@ -144,5 +139,5 @@ def _code(command: str) -> str:
 def _row(one: Entry) -> str:
     meaning = f"{one.title} {one.cause}".strip()
     fixes = " ".join(_fix(fix) for fix in one.fixes)
-    cells = [f'<a id="{anchor(one)}"></a>`{one.id}`', meaning, fixes]
+    cells = [f'<a id="{one.id}"></a>`{one.id}`', meaning, fixes]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

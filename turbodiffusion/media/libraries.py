@@ -19,20 +19,22 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 def import_av() -> Any:
     """The ``av`` module, or a :class:`SetupError` with the command that installs it."""
-    return _import("av", "mp4 and webm files need PyAV", "python -m pip install av")
+    return _import("av", "media-no-av", "mp4 and webm files need PyAV", "python -m pip install av")
 
 
 def import_pillow() -> Any:
     """The ``PIL.Image`` module, or a :class:`SetupError` with the command that installs it."""
-    return _import("PIL.Image", "pictures and gifs need Pillow", "python -m pip install pillow")
+    return _import(
+        "PIL.Image", "media-no-pil", "pictures and gifs need Pillow", "python -m pip install pillow"
+    )
 
 
-def _import(module: str, need: str, command: str) -> Any:
+def _import(module: str, code: str, need: str, command: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         raise SetupError(
-            f"media-no-{module.split('.')[0].lower()}",
+            code,
             f"The {need}, which cannot be imported ({error}).",
             f"Install it: {command}",
         ) from error

@@ -19,6 +19,11 @@ from turbodiffusion.doctor.catalogue import (
     memory,
     model_load,
     network,
+    own_media,
+    own_networks,
+    own_requests,
+    own_setup,
+    own_weights,
     python_abi,
     toolkit,
     torch_build,
@@ -28,7 +33,7 @@ from turbodiffusion.doctor.catalogue import (
 from turbodiffusion.doctor.catalogue.entry import Entry, Fix
 from turbodiffusion.errors import UsageError
 
-__all__ = ["CATEGORIES", "FAILURES", "OWN", "Entry", "Fix", "entry"]
+__all__ = ["CATEGORIES", "FAILURES", "OWN", "OWN_CATEGORIES", "Entry", "Fix", "entry"]
 
 CATEGORIES: dict[str, tuple[Entry, ...]] = {
     "driver": driver.ENTRIES,
@@ -50,7 +55,13 @@ CATEGORIES: dict[str, tuple[Entry, ...]] = {
 FAILURES: tuple[Entry, ...] = tuple(one for group in CATEGORIES.values() for one in group)
 """Failures of other software."""
 
-OWN_CATEGORIES: dict[str, tuple[Entry, ...]] = {}
+OWN_CATEGORIES: dict[str, tuple[Entry, ...]] = {
+    "environment and tools": own_setup.ENTRIES,
+    "what was asked for": own_requests.ENTRIES,
+    "images and videos": own_media.ENTRIES,
+    "checkpoints and the hub": own_weights.ENTRIES,
+    "networks, training and benchmarks": own_networks.ENTRIES,
+}
 """The second section, by what the codes are about."""
 
 OWN: tuple[Entry, ...] = tuple(one for group in OWN_CATEGORIES.values() for one in group)
@@ -58,13 +69,14 @@ OWN: tuple[Entry, ...] = tuple(one for group in OWN_CATEGORIES.values() for one 
 
 
 def entry(name: str) -> Entry:
-    """The entry with this id, in any case.
+    """The entry with this id, in any case; disk-full and DISK-FULL are two.
 
     Raises:
         UsageError: there is none (``errors-unknown``).
     """
-    known = {one.id.lower(): one for one in (*FAILURES, *OWN)}
-    if found := known.get(name.lower()):
+    exact = {one.id: one for one in (*FAILURES, *OWN)}
+    known = {one.id.lower(): one for one in (*OWN, *FAILURES)}
+    if found := exact.get(name) or known.get(name.lower()):
         return found
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     near += [one for one in known if name.lower() in one and one not in near][: 3 - len(near)]

@@ -158,3 +158,20 @@ class Entry:
             "cause": self.cause,
             "fixes": [fix.as_json() for fix in self.fixes],
         }
+
+
+def own(
+    code: str, title: str, *fixes: Fix | str, cause: str = "", rank: int = 1, stage: str = "run"
+) -> Entry:
+    """An entry for a code that our own commands print, with what it means in general.
+
+    Args:
+        code: as raised. Logs name it, so there is nothing to search for.
+        title: what it means.
+        fixes: remedies; a string stands for one that is no command.
+        cause: more about the reason, where the title leaves something open.
+        rank: 3 for codes that pass on what another program said: what it said explains more.
+        stage: when it happens.
+    """
+    remedies = tuple(Fix(fix) if isinstance(fix, str) else fix for fix in fixes)
+    return Entry(code, title, cause, remedies, rank=rank, stage=stage)
