@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         table = found.as_json(facts)
         table["exit_code"] = code
-        print(json.dumps({**table, **{m.name: m.table for m in more}}, indent=2))
+        print(json.dumps({**table, **{m.name: m.body for m in more}}, indent=2))
         return code
     print(show.report(facts, found, verbose=args.verbose or bool(only)))
     for one in more:

@@ -17,23 +17,21 @@ class Measured:
     """What a child measured: rows under a name, or the sentence that says why not."""
 
     name: str
-    table: dict[str, Any]
+    body: dict[str, Any]
 
     @property
     def failed(self) -> bool:
         """Whether a number was wrong, or there was no answer at all."""
-        body = self.table[self.name]
-        return "error" in body or any(row.get("error") for row in body.get("rows", ()))
+        return "error" in self.body or any(row.get("error") for row in self.body.get("rows", ()))
 
     def text(self) -> str:
         """The table for a terminal."""
-        body = self.table[self.name]
-        if "error" in body:
-            return f"{self.name}: no result. {body['error']}"
-        return "\n".join([body["title"], *body["lines"]])
+        if "error" in self.body:
+            return f"{self.name}: no result. {self.body['error']}"
+        return "\n".join([self.body["title"], *self.body["lines"]])
 
 
 def run(name: str, python: str, root: str) -> Measured:
     """Start the child called ``name``."""
     answer = run_child(python, Child(name, (root,), LIMITS[name]))
-    return Measured(name, {name: answer})
+    return Measured(name, answer)
