@@ -45,7 +45,7 @@ TRITON = {"2.10": "3.6.0", "2.11": "3.6.0", "2.12": "3.7.1", "2.13": "3.7.1", "2
 
 def gpu(name: str, **changes: Any) -> GpuFacts:
     full, capability, gib = GPUS[name]
-    one = GpuFacts(full, capability, f"GPU-{name}", gib * GIB, (gib - 1) * GIB)
+    one = GpuFacts(full, capability, f"GPU-{name.replace(' ', '-')}", gib * GIB, (gib - 1) * GIB)
     return replace(one, **changes)
 
 

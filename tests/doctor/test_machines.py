@@ -324,14 +324,36 @@ MACHINES: list[Row] = [
         linux("GTX 1080, RTX 4090"),
         WARN,
         "P04:minor",
-        ["export CUDA_VISIBLE_DEVICES=1"],
+        ["export CUDA_VISIBLE_DEVICES=GPU-RTX-4090"],
     ),
     (
         "GTX 1080 beside 5090 on Windows",
         windows("RTX 5090, GTX 1080"),
         WARN,
         "P04:minor",
-        ["$env:CUDA_VISIBLE_DEVICES = '0'"],
+        ["$env:CUDA_VISIBLE_DEVICES = 'GPU-RTX-5090'"],
+    ),
+    (
+        "a V100 chosen beside a 5090",
+        linux(
+            "V100, RTX 5090",
+            build="2.13.0+cu126",
+            variables={"CUDA_VISIBLE_DEVICES": "GPU-V100"},
+        ),
+        READY,
+        "",
+        [],
+    ),
+    (
+        "a 5090 chosen beside a GTX 1080, by number",
+        linux(
+            "GTX 1080, RTX 5090",
+            build="2.13.0+cu132",
+            variables={"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        ),
+        READY,
+        "",
+        [],
     ),
     ("laptop without a GPU", linux(build="2.13.0+cpu"), WARN, "P04:major", [EMBEDDED]),
     (

@@ -58,16 +58,21 @@ def parse_smi(text: str) -> Found | None:
     return (tuple(gpus), driver) if gpus and driver else None
 
 
-def selected(gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
+def selected(
+    gpus: tuple[Gpu, ...], visible: str | None, order: str | None = None
+) -> tuple[Gpu, ...]:
     """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves, by index or UUID.
+
+    ``order`` is ``CUDA_DEVICE_ORDER``, this process's own by default.
 
     A list that hides everything is a choice for one run, not for the installation, and indices
     are ambiguous when the driver orders unequal GPUs by speed: both leave the list as it is.
     """
     wanted = [word.strip() for word in (visible or "").split(",") if word.strip()]
+    order = os.environ.get("CUDA_DEVICE_ORDER", "") if order is None else order
     if all(word.isdigit() for word in wanted):
         unequal = len({gpu.capability for gpu in gpus}) > 1
-        if unequal and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        if unequal and order != "PCI_BUS_ID":
             return gpus
         return tuple(gpus[int(word)] for word in wanted if int(word) < len(gpus)) or gpus
     kept = [gpu for gpu in gpus if gpu.uuid and any(gpu.uuid.startswith(word) for word in wanted)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from turbodiffusion.bootstrap.gpu import selected
 from turbodiffusion.bootstrap.tags import Gpu, Machine
 
 GB = 1_000_000_000
@@ -199,6 +200,14 @@ class Facts:
 
     @property
     def machine(self) -> Machine:
-        """The same for the rule that chooses torch."""
+        """The same for the rule that chooses torch, with the GPUs that are not hidden."""
         gpus = tuple(Gpu(gpu.name, gpu.capability, gpu.uuid) for gpu in self.gpus)
-        return Machine(gpus, self.driver.version, self.platform.system, self.platform.arch)
+        visible = self.variables.get("CUDA_VISIBLE_DEVICES")
+        kept = selected(gpus, visible, self.variables.get("CUDA_DEVICE_ORDER", ""))
+        return Machine(kept, self.driver.version, self.platform.system, self.platform.arch)
+
+    @property
+    def visible(self) -> tuple[GpuFacts, ...]:
+        """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves."""
+        kept = {(gpu.name, gpu.uuid) for gpu in self.machine.gpus}
+        return tuple(gpu for gpu in self.gpus if (gpu.name, gpu.uuid) in kept)

@@ -112,9 +112,9 @@ def driver_first(facts: Facts) -> bool:
 def served(facts: Facts) -> tuple[GpuFacts, ...]:
     """The GPUs that one build is expected to run on; without code for old ones beside new."""
     modern = tuple(
-        g for g in facts.gpus if g.capability >= (7, 5) and g.capability not in tags.EMBEDDED
+        g for g in facts.visible if g.capability >= (7, 5) and g.capability not in tags.EMBEDDED
     )
-    return modern or facts.gpus
+    return modern or facts.visible
 
 
 def wants_cuda(facts: Facts) -> bool:
@@ -125,7 +125,7 @@ def wants_cuda(facts: Facts) -> bool:
 
 def wants_triton(facts: Facts) -> bool:
     """Whether Triton kernels would run: a CUDA torch and a GPU of capability 8.0 or newer."""
-    able = any(gpu.capability >= TRITON_FROM for gpu in facts.gpus)
+    able = any(gpu.capability >= TRITON_FROM for gpu in facts.visible)
     return wants_cuda(facts) and able and facts.torch.tag not in ("", "cpu")
 
 

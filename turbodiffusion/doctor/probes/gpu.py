@@ -151,8 +151,12 @@ def gpus(facts: Facts) -> list[Finding]:
     if not facts.gpus:
         return [_no_gpu(facts)]
     findings = []
-    left = [gpu for gpu in facts.gpus if gpu not in rules.served(facts)]
+    left = [gpu for gpu in facts.visible if gpu not in rules.served(facts)]
     for gpu in facts.gpus:
+        if gpu not in facts.visible:
+            text = f"{named(gpu)} is hidden by CUDA_VISIBLE_DEVICES."
+            findings.append(Finding("P04", "info", text))
+            continue
         findings.append(_one_gpu(facts, gpu, gpu in left))
         if gpu.compute_mode == "Prohibited":
             findings.append(
@@ -207,7 +211,7 @@ def _one_gpu(facts: Facts, gpu: GpuFacts, left_out: bool) -> Finding:
             "minor",
             f"{text} is left out: no build of torch serves it together with the newer GPUs.",
             "",
-            "Choose the newer GPUs by number.",
+            "Choose the newer GPUs.",
             shell.assign(facts, "CUDA_VISIBLE_DEVICES", _newer(facts)),
         )
     if gpu.capability < OLDEST or gpu.capability in tags.EMBEDDED:
@@ -234,8 +238,9 @@ def _one_gpu(facts: Facts, gpu: GpuFacts, left_out: bool) -> Finding:
 
 
 def _newer(facts: Facts) -> str:
+    """The newer GPUs, by identity where it is known: numbers depend on the driver's order."""
     kept = rules.served(facts)
-    return ",".join(str(i) for i, gpu in enumerate(facts.gpus) if gpu in kept)
+    return ",".join(gpu.uuid or str(i) for i, gpu in enumerate(facts.gpus) if gpu in kept)
 
 
 def driver_for_cuda(facts: Facts) -> list[Finding]:
