@@ -105,7 +105,8 @@ def norm_fwd_kernel(
         if QUANTIZE:
             b_g = tl.reshape(b_y, (ROWS, GROUPS, 128))
             b_amax = tl.maximum(tl.max(tl.abs(b_g), 2), 1e-8)
-            b_q = b_g * (127.0 / b_amax)[:, :, None] + ROUNDER
+            b_root = tl.rsqrt(b_amax)  # its square is 1 / amax to 2e-7, in two instructions
+            b_q = b_g * (127.0 * b_root * b_root)[:, :, None] + ROUNDER
             b_q = tl.reshape(b_q, (ROWS, CHUNK)).to(tl.int32, bitcast=True).to(tl.int8)
             tl.store(p_out, b_q, mask=m_y)
             o_g = i_c * GROUPS + tl.arange(0, GROUPS)
