@@ -93,12 +93,18 @@ def out_of_memory(error: BaseException) -> CapacityError | None:
 _CPU_ALLOCATION = ("can't allocate memory", "not enough memory: you tried to allocate")
 
 
-def run_guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
+def run_guarded(
+    run: Callable[[], int | None],
+    *,
+    debug: bool = False,
+    recognise: Callable[[BaseException], TurboDiffusionError | None] = out_of_memory,
+) -> int:
     """Run a command to its exit code; errors are printed on stderr with their fix.
 
     Args:
         run: the command; None counts as 0.
         debug: add the traceback of errors that are otherwise explained in two lines.
+        recognise: the error to show in place of one, or None to show that itself.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that cannot show a name must not crash
@@ -109,13 +115,20 @@ def run_guarded(run: Callable[[], int | None], *, debug: bool = False) -> int:
         print("\nInterrupted. Finished videos are kept.", file=sys.stderr)
         return 130
     except Exception as error:
-        known = error if isinstance(error, TurboDiffusionError) else out_of_memory(error)
+        known = recognise(error) or (error if isinstance(error, TurboDiffusionError) else None)
         if debug or known is None:
             traceback.print_exc()
-        if known is None:
-            return 1
+        known = known or _unexpected(error)
         print(describe(known), file=sys.stderr)
         return known.exit_code
+
+
+def _unexpected(error: BaseException) -> TurboDiffusionError:
+    return TurboDiffusionError(
+        "internal-error",
+        f"The command met an unexpected {type(error).__name__}; the lines above say where.",
+        "Please report it: `turbodiffusion bugreport` collects what is needed.",
+    )
 
 
 def describe(error: TurboDiffusionError) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from turbodiffusion import __version__
-from turbodiffusion.errors import run_guarded
+from turbodiffusion.errors import TurboDiffusionError, run_guarded
 
 COMMANDS = {
     "generate": "make a video from a prompt",
@@ -58,7 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     name = f"turbodiffusion.cli.{args.command}"
-    return run_guarded(lambda: import_module(name).run(args), debug=debug)
+    return run_guarded(
+        lambda: import_module(name).run(args), debug=debug, recognise=_from_catalogue
+    )
+
+
+def _from_catalogue(error: BaseException) -> TurboDiffusionError | None:
+    """The catalogue is loaded only when something has failed."""
+    from turbodiffusion.doctor.explain_error import recognised
+
+    return recognised(error)
 
 
 if __name__ == "__main__":

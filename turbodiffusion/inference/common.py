@@ -64,7 +64,9 @@ def run_script(
             run(args)
         return 0
 
-    return run_guarded(guarded, debug=args.debug)
+    from turbodiffusion.doctor.explain_error import recognised
+
+    return run_guarded(guarded, debug=args.debug, recognise=recognised)
 
 
 def refuse_missing(args: argparse.Namespace, *names: str) -> None:
