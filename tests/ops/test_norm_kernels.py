@@ -21,7 +21,7 @@ from turbodiffusion.ops.norm.config import RowConfig, candidates, chunks
 EPS = 1e-6
 # Exact chunks (16, 128, 384 = 3·128, 1536 = 3·512), idle lanes (1, 63, 1000), rows per program.
 WIDTHS = (1, 16, 63, 128, 384, 1000, 1536)
-LENGTHS = (1, 63, 129)
+LENGTHS = (1, 63, 129, *(pytest.param(length, marks=pytest.mark.slow) for length in (600, 1000)))
 # float32: another order of addition. fp16, bf16: one rounding, at most half a unit in the last
 # place of each element.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -181,14 +181,14 @@ def test_one_scale_for_all_samples(triton_form, device):
 @pytest.mark.parametrize("width", [128, 384, 1152, 1536])
 @pytest.mark.parametrize("norm", ["plain", "affine", "modulated"])
 def test_quantised_on_the_way_out(norm, width, triton_form, device, dtype):
-    x = randn(2, 33, width).to(triton_form, dtype)
+    x = randn(2, 9, width).to(triton_form, dtype)
     x[0, 0] = 0
     x[0, 1, 5] = 3e4
     vectors = arguments(norm, width, triton_form)
     quantise = layer_norm_modulate_quantize if norm == "modulated" else layer_norm_quantize
     q, scale = quantise(x, *vectors, eps=EPS)
-    assert q.dtype is torch.int8 and q.shape == (66, width)
-    assert scale.dtype is torch.float32 and scale.shape == (66, width // 128)
+    assert q.dtype is torch.int8 and q.shape == (18, width)
+    assert scale.dtype is torch.float32 and scale.shape == (18, width // 128)
     naive = form("norm", "naive")
     name = f"layer_norm{'_modulate' * (norm == 'modulated')}_quantize"
     given = vectors or [None, None]
