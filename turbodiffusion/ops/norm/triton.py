@@ -14,8 +14,9 @@ from turbodiffusion.ops.norm import portable
 from turbodiffusion.ops.norm.config import RowConfig
 from turbodiffusion.ops.norm.kernels import norm_bwd_kernel, norm_fwd_kernel
 
-PROGRAMS = 256
-"""Most partial sums of a backward pass, per sample."""
+PROGRAMS = 1024
+"""About how many programs a backward pass has, over all samples: several a multiprocessor, so that
+some wait for memory while others compute, yet few beside the rows, since each writes its sums."""
 
 
 class Form(NamedTuple):
@@ -150,7 +151,7 @@ def backward(
     width = x.shape[-1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     c = RowConfig.backward(width, x.element_size())
-    programs = min(triton.cdiv(length, c.rows), PROGRAMS)
+    programs = min(triton.cdiv(length, c.rows), triton.cdiv(PROGRAMS, max(1, batch)))
 
     def partial_sums(vector: Tensor | None) -> Tensor | None:
         if vector is None:
