@@ -23,7 +23,10 @@ _ESCAPES = re.compile(
     r"|\x1b\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)"  # window titles, links
     r"|\x1b[@-Z\\^_]"
 )
-_COLOURS = re.compile(r"\[\d{1,3}(?:;\d{1,3}){0,7}m")  # that lost their escape on the way
+_COLOURS = re.compile(r"\[(?:\d{1,3}(?:;\d{1,3}){0,7}m|K(?!\w))")
+"""Colours that lost their escape character on the way."""
+_PARAMETERS = re.compile(r"(\.py::[\w:]{1,200})\[[^\n]*?(?= - |$)", re.MULTILINE)
+"""What pytest shows in brackets behind a test's name may be any text, error messages included."""
 _LOOKS = {
     **dict.fromkeys(range(0x2500, 0x2580), " "),  # lines and corners of a drawn frame
     **dict.fromkeys((0x2018, 0x2019, 0x201B), "'"),  # quotes that word processors make
@@ -72,10 +75,10 @@ def chunks(pieces: Iterator[str]) -> Iterator[tuple[int, str, bool]]:
 
 
 def plain(text: str) -> str:
-    """Without escape sequences and drawn frames; lines stay lines."""
+    """Without escape sequences, drawn frames and parameters of tests; lines stay lines."""
     if any(start in text for start in ("\x1b", "^[[", "\u241b[")):
         text = _ESCAPES.sub("", text)
-    text = _COLOURS.sub("", text)
+    text = _PARAMETERS.sub(r"\1", _COLOURS.sub("", text))
     return text if text.isascii() else text.translate(_LOOKS)
 
 

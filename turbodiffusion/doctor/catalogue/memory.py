@@ -60,7 +60,7 @@ ENTRIES = (
             ),
         ),
         patterns=(
-            Near(r"conv3d", r"out of memory", 8000),
+            Near(r"conv3d(?!-)", r"out of memory", 8000),
             Near(r"vol2col", r"out of memory", 8000),
         ),
         seen=(
