@@ -234,7 +234,8 @@ def test_chunks_cover_a_row_without_waste():
 def test_every_candidate_covers_the_row(width):
     found = candidates(90, width)
     assert RowConfig.forward(width, 2) in found and len(found) == len(set(found)) > 4
-    assert all(c.chunk * c.count == width for c in found)
+    assert all(width <= c.chunk * c.count < 2 * width for c in found)
+    assert {c.count for c in found} >= {1, chunks(width)[1]}  # filled up, and cut exactly
 
 
 @DEVICES
