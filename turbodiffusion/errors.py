@@ -8,6 +8,8 @@ command line prints the three on stderr and exits with ``exit_code``.
 from __future__ import annotations
 
 import io
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -115,12 +117,30 @@ def run_guarded(
         print("\nInterrupted. Finished videos are kept.", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 0
         known = recognise(error) or (error if isinstance(error, TurboDiffusionError) else None)
         if debug or known is None:
             traceback.print_exc()
         known = known or _unexpected(error)
         print(describe(known), file=sys.stderr)
         return known.exit_code
+
+
+def _reader_left() -> bool:
+    """Whether stdout goes to a program that has read enough, such as ``head``. What is still to be
+    written then goes nowhere, or Python would complain at its end."""
+    if not hasattr(select, "poll"):  # Windows, where such a pipe has no error of its own
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # stdout is no file
+        return False
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _unexpected(error: BaseException) -> TurboDiffusionError:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import shutil
 import subprocess
 
 import pytest
 
 from tests.doctor import codes
+from turbodiffusion.cli.main import build_parser
 from turbodiffusion.doctor.catalogue import CATEGORIES, FAILURES, OWN, entry
 from turbodiffusion.doctor.catalogue.entry import Entry, Near
 from turbodiffusion.doctor.explain import explain
@@ -178,3 +180,23 @@ def test_the_page_has_an_anchor_for_every_entry():
     rows = [line for line in text.split("\n") if line.startswith("| <a id")]
     assert len(rows) == len(OWN)
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 4 for row in rows)
+
+
+def own_commands() -> set[str]:
+    """Our own commands as fixes give them, and as texts name them in backticks."""
+    texts = [fix.command(shell) for one in EVERY for fix in one.fixes for shell in ("bash", "")]
+    said = [text for one in EVERY for text in (one.cause, *(fix.says for fix in one.fixes))]
+    texts += [word for text in said for word in re.findall(r"`([^`]+)`", text)]
+    return {text for text in texts if text.startswith(("turbodiffusion ", "python turbo.py "))}
+
+
+def test_our_own_commands_in_fixes_exist():
+    parser = build_parser()
+    for command in sorted(own_commands()):
+        words = shlex.split(command.replace("python turbo.py", "turbodiffusion"))[1:]
+        if words[0] == "uninstall":  # turbo.py's own
+            continue
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{command!r} is no command of ours")

@@ -144,6 +144,17 @@ def test_a_long_message_is_shortened():
     assert len(recognised(error).message) < 500
 
 
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-u", "-m", "turbodiffusion", "errors"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait(30) == 0
+    child.stderr.close()
+    assert fail(BrokenPipeError(32, "Broken pipe")) == 1, "of something else than stdout"
+
+
 def test_the_command_uses_the_catalogue():
     """In a child, with a command that meets a failure of other software."""
     script = (

@@ -78,7 +78,7 @@ ENTRIES = (
     own("mini-list", "A list has a word that it cannot have.", "Use those in the message."),
     own("mini-sheet-format", "A contact sheet is a picture.", "Use a name such as sheet.png."),
     own("mini-stage-missing", "A stage of training that others build on is missing.",
-        run("Train it.", "turbodiffusion mini train STAGE")),
+        run("Train the stages, one after the other.", "turbodiffusion mini train all")),
     own("mini-report-damaged", "A stored quality report cannot be read.",
         run("Write it again.", "turbodiffusion mini judge --record")),
     own("mini-state-damaged", "A training state cannot be read.",

@@ -38,7 +38,7 @@ ENTRIES = (
     own("weights-kind", "The file is another kind of network than is wanted.", INSPECT,
         stage="model-load"),
     own("weights-lora", "The file is a LoRA, a change to a network.",
-        "Give the network as the model; `turbodiffusion merge` adds a LoRA to it.",
+        "Give the network itself as the model; a LoRA has to be merged into one first.",
         stage="model-load"),
     own("weights-card", "The file belongs to another model.", INSPECT, stage="model-load"),
     own("weights-text-width", "The text encoder has the wrong size.",
