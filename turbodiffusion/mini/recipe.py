@@ -124,8 +124,8 @@ RECIPES: dict[str, SizeRecipe] = {
             seed=23, full_every=8, decay=0.5,
         ),
         teacher=TeacherRecipe(
-            steps=60000, minutes=17, batch=64, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01,
-            seed=22, two_objects=0.5, pool=16384, first_pool=4096, refresh=1, matrix_lr=2e-3,
+            steps=60000, minutes=15, batch=64, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01,
+            seed=22, two_objects=0.5, pool=16384, first_pool=4096, refresh=0.5, matrix_lr=5e-3,
             opening=Opening(share=0.35, frames=9, batch=192), decay=0.3,
         ),
     ),
