@@ -24,7 +24,7 @@ def empty_machine(monkeypatch, tmp_path):
 def test_another_machine(capsys):
     assert main(["plan", LARGE, "--gpu", "RTX 5090", "--vram", "32", "--ram", "64"]) == 0
     out = capsys.readouterr().out
-    assert "RTX 5090, 32.0 GiB" in out and "It fits." in out and "8-bit weights" in out
+    assert "RTX 5090, 30.4 GiB" in out and "It fits." in out and "8-bit weights" in out
     assert "26.42 GB to download (35 min at 100 Mbit/s)" in out
     assert out.count("estimate") == 3
     assert main(["plan", LARGE, "--gpu", "RTX 5090", "--mbit", "500"]) == 0

@@ -102,12 +102,12 @@ def lines(planned: Planned, request: Request, files: list[Item], mbit: float) ->
     made, card = planned.plan, planned.shape.card
     where = made.machine.name
     if made.machine.gpu:
-        where += f", {gib(made.machine.gpu)} of GPU memory"
+        where += f", {gib(made.machine.gpu)} of GPU memory free"
     out = [
         f"{card.name}: {request.width}×{request.height}, {request.frames} frames, "
         f"{request.steps} step{'s' if request.steps != 1 else ''}"
         f"{' with guidance' if request.guided else ''}",
-        f"on {where}, {gib(made.machine.ram)} of host memory",
+        f"on {where}, {gib(made.machine.ram)} of host memory free",
         "",
         f"{'phase':<11}{'GPU memory':>12}{'host memory':>13}{'time':>10}  basis of the time",
     ]

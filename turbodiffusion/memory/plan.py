@@ -30,9 +30,12 @@ CONTEXT = int(0.6 * GIB)
 SLACK = 1.1
 """Factor on activations for what the allocator cannot use and convolutions borrow (assumption)."""
 
-HOST_BASE = int(0.8 * GIB)
-"""Bytes of an interpreter with torch, transformers and ffmpeg loaded and nothing else: 0.63 GiB
-measured on a CPU build; CUDA libraries add to it."""
+HOST_BASE = int(0.5 * GIB)
+"""Bytes of a run of the smallest model on the CPU build of torch, libraries and all; 490 MiB
+measured by ``generate --monitor``."""
+
+HOST_CUDA = int(1.0 * GIB)
+"""What the libraries of a CUDA build take of the host in addition (assumption)."""
 
 PUBLISHED_SHARE = 0.35
 """Share of a GPU's datasheet rates that a run reaches where nobody measured it: the released
@@ -238,7 +241,7 @@ def _result(
         copies = experts if w.name == "denoise" else 1
         moved = w.weights * copies + pinned * (w.passes - 1)
         seconds, basis = _seconds(w, moved, machine, settings.quantised, share)
-        out.append(Phase(w.name, peaks[w.name], HOST_BASE + pinned, seconds, basis))
+        out.append(Phase(w.name, peaks[w.name], HOST_BASE + HOST_CUDA + pinned, seconds, basis))
     over = [p for p in out if p.gpu > machine.gpu]
     problem = ""
     if over:

@@ -38,6 +38,10 @@ from turbodiffusion.weights.find import Files
 from turbodiffusion.weights.header import read_header
 from turbodiffusion.weights.spec import dit_spec, spec_bytes, text_spec, vae_spec
 
+FREE_GPU, FREE_HOST = 0.95, 0.85
+"""Shares of a described machine's memory that are free: the driver and a desktop use the rest
+(assumption; on the machine that is here the free memory is asked for)."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -90,6 +94,7 @@ def described_machine(name: str, vram: float | None, ram: float | None) -> Machi
                              "Give GB, such as 24.")  # fmt: skip
     memory = int(vram * GIB) if vram is not None else known.memory if known else 0
     host = int(ram * GIB) if ram is not None else 2 * memory
+    memory, host = int(memory * FREE_GPU), int(host * FREE_HOST)
     return Machine(known.name if known else name, memory, host, known,
                    unified=bool(known and known.unified))  # fmt: skip
 

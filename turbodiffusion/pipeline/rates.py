@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from turbodiffusion.weights.identity import cache_folder
@@ -29,11 +29,21 @@ class Rate:
     quantised: bool
     attention: str
     share: float
+    here: bool = True
+    """Measured on this machine or on the same GPU; a CPU's rates are only alike elsewhere."""
+
+
+STORED = ("device", "card", "phase", "quantised", "attention", "share")
+
+
+def as_row(rate: Rate) -> dict[str, object]:
+    """The stored form."""
+    return {name: getattr(rate, name) for name in STORED}
 
 
 def recorded() -> list[Rate]:
     """Those of this machine first, then the shipped ones."""
-    return [*_read(_path()), *_read(SHIPPED)]
+    return [*_read(_path()), *(replace(r, here=r.device != "cpu") for r in _read(SHIPPED))]
 
 
 def lookup(
@@ -45,7 +55,7 @@ def lookup(
     wanted = (card, quantised, attention) if phase == "denoise" else (card,)
     for r in same:
         if ((r.card, r.quantised, r.attention) if phase == "denoise" else (r.card,)) == wanted:
-            return r.share, "measured"
+            return r.share, "measured" if r.here else "estimate"
     return (same[0].share, "estimate") if same else None
 
 
@@ -60,7 +70,7 @@ def remember(new: list[Rate]) -> None:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        temporary.write_text(json.dumps([asdict(r) for r in best.values()], indent=1), "utf-8")
+        temporary.write_text(json.dumps([as_row(r) for r in best.values()], indent=1), "utf-8")
         os.replace(temporary, path)
 
 
@@ -75,6 +85,6 @@ def _path() -> Path:
 def _read(path: Path) -> list[Rate]:
     try:
         rows = json.loads(path.read_text("utf-8"))
-        return [Rate(**{k: row[k] for k in Rate.__dataclass_fields__}) for row in rows]
+        return [Rate(**{k: row[k] for k in STORED}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError):
         return []  # a lost record only costs the basis of an estimate
