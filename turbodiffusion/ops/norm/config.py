@@ -72,7 +72,11 @@ def candidates(capability: int, width: int, itemsize: int = 2) -> list[RowConfig
     filled = replace(base, chunk=1 << (width - 1).bit_length(), count=1)
     found = [
         replace(cut, rows=rows, num_warps=warps)
-        for cut, several in ((base, (1, 2, 4)), (halved, (2, 4)), (filled, (1,)))
+        for cut, several in (
+            (base, (1, 2, 4)),
+            (halved, (2, 4) if base.chunk > 256 else ()),
+            (filled, (1,)),
+        )
         for rows in several
         for warps in (1, 2, 4, 8)
         if 512 <= rows * width // warps <= 3072
