@@ -68,19 +68,19 @@ class Shape:
     def head_dim(self) -> int:
         return self.dim // self.heads
 
-    def reduce(self, grid: tuple[int, int, int], heads: int) -> Shape:
-        """The same network on a smaller ``grid`` and with fewer heads, for a slow machine.
+    def reduce(self, grid: tuple[int, int, int], heads: int, layers: int = 2) -> Shape:
+        """The same network on a smaller ``grid`` with fewer heads and layers, for a slow machine.
 
         The head width and the ratio of the FFN stay, so that every kernel does the work of a
         full-size one, only less of it.
         """
-        heads = min(heads, self.heads)
+        heads, layers = min(heads, self.heads), min(layers, self.layers)
         dim = heads * self.head_dim
         ffn = max(128, self.ffn_dim * dim // self.dim // 128 * 128)
         t, h, w = grid
         return replace(
-            self, grid=grid, dim=dim, ffn_dim=ffn, heads=heads,
-            reduced=f"{t * h * w:,} tokens × {heads} heads",
+            self, grid=grid, dim=dim, ffn_dim=ffn, heads=heads, layers=layers,
+            reduced=f"{t * h * w:,} tokens, {heads} heads, {layers} layers",
         )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ import torch
 
 Call = Callable[[], object]
 
-WARM_UP = 2
 MOST_ROUNDS = 50
 FLUSHED_BYTES = 256 << 20  # beyond the L2 of any GPU (B200: 126 MB) and most processors' L3
 LONGEST_LEAD = 0.02  # seconds of head start; a call that takes longer to queue is limited by it
@@ -95,8 +94,7 @@ class GpuClock:
         return 1e7 / (start.elapsed_time(end) * 1e-3)
 
     def prepare(self, name: str, call: Call) -> None:
-        for _ in range(WARM_UP):
-            call()
+        call()  # compiles
         torch.cuda.synchronize(self.device)
         begin = time.perf_counter()
         call()
