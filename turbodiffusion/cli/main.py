@@ -20,11 +20,12 @@ COMMANDS = {
     "monitor": "show what the GPUs are doing, live",
     "convert": "rewrite a checkpoint as safetensors, or back to the released layout",
     "mini": "the embedded model: train it, judge it, see its world",
-    "selftest": "try everything from the driver to a video on this machine",
-    "bugreport": "print one Markdown block to paste into a report, without names and secrets",
-    "setup": "make or repair the environment: torch for this machine, and everything else",
     "doctor": "check this machine and print the command for whatever is wrong",
     "errors": "list the known failures, or explain one",
+    "bugreport": "print one Markdown block to paste into a report, without names and secrets",
+    "selftest": "try everything from the driver to a video on this machine",
+    "setup": "make or repair the environment: torch for this machine, and everything else",
+    "bench": "measure operators against the machine's ceilings and their rivals",
 }
 """Command → help. Each lives in a module of the same name with ``add_parser`` and ``run``."""
 
