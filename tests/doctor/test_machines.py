@@ -6,6 +6,7 @@ The first is the machine that the original plan of this project was written for.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -507,6 +508,8 @@ def test_verdict_and_fixes(facts: Facts, word: str, problems: str, commands: lis
 
 def test_there_are_enough_machines():
     assert len({row[0] for row in MACHINES}) == len(MACHINES) >= 30
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    assert f"{len(MACHINES)} of them" in page
 
 
 def test_the_plans_machine_misses_no_tool():

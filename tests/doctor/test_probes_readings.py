@@ -12,6 +12,7 @@ import pytest
 
 from turbodiffusion.bootstrap.environment import Environment, base_python
 from turbodiffusion.doctor import readings
+from turbodiffusion.doctor.child import Child, run_all
 from turbodiffusion.doctor.facts import Driver, GpuFacts
 from turbodiffusion.doctor.readings import graphics, interpreter, packages, storage, system
 from turbodiffusion.doctor.readings.interpreter import ROOT, Target
@@ -255,6 +256,7 @@ import sys, time
 before = set(sys.modules)
 start = time.perf_counter()
 from turbodiffusion.doctor import readings
+from turbodiffusion.doctor.child import Child, run_all
 from turbodiffusion.doctor.verdict import judge
 facts = readings.read(())
 verdict = judge(facts)
@@ -282,5 +284,21 @@ def test_the_whole_stays_below_ten_seconds():
     facts = readings.read()
     assert 0 < facts.seconds["first"] < facts.seconds["all"] < 10
     assert facts.network and facts.video in ("ok", "")  # an unfinished child leaves it unknown
-    if facts.torch.imported:
-        assert {row.operator for row in facts.operators} >= {"attention", "linear", "norm", "rope"}
+
+
+def test_what_the_children_tell_about_this_machine():
+    """With time enough, since other work may hold them up."""
+    answers = run_all(
+        sys.executable,
+        {
+            "torch": Child("torch_facts", limit=120.0),
+            "operators": Child("operator_facts", (str(ROOT),), limit=120.0),
+            "video": Child("video_facts", (str(ROOT),), limit=120.0),
+        },
+    )
+    assert answers["video"] == {"video": "ok"}
+    assert {"cuda", "cudnn", "architectures", "smoke", "seconds"} <= answers["torch"].keys()
+    assert answers["torch"]["smoke"] in ("", "ok")
+    rows = {row[1]: row for row in answers["operators"]["operators"]}
+    assert rows.keys() >= {"attention", "linear", "norm", "rope", "sla"}
+    assert all(reason.endswith(".") for *_, reason in rows.values())

@@ -44,6 +44,7 @@ def test_replaced_removed_and_new_files_are_undone(folder):
     (folder / "new").write_text("x")
     snapshot.restore()
     assert tree(folder) == before
+    assert (folder / "setup.log").read_text() == "logmore"
     assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]
 
 

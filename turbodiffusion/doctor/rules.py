@@ -51,6 +51,11 @@ def dotted(parts: Sequence[int]) -> str:
     return ".".join(map(str, parts))
 
 
+def driver(parts: Sequence[int]) -> str:
+    """A driver's version as NVIDIA writes it: 580.65.06, 591.74."""
+    return ".".join([str(parts[0]), *(f"{part:02d}" for part in parts[1:])]) if parts else "unknown"
+
+
 def named(gpu: GpuFacts) -> str:
     return f"{gpu.name} (capability {dotted(gpu.capability)})"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from turbodiffusion.bootstrap import gpu, install, repair, sizes, tags
 from turbodiffusion.bootstrap.environment import Environment, base_python
 from turbodiffusion.bootstrap.tags import Build, Machine
-from turbodiffusion.doctor import readings, shell, show
+from turbodiffusion.doctor import readings, rules, shell, show
 from turbodiffusion.doctor.facts import Facts
 from turbodiffusion.doctor.findings import Finding
 from turbodiffusion.doctor.probes import PROBES
@@ -190,7 +190,7 @@ class Setup:
 def plan(environment: Environment, machine: Machine, build: Build, reason: str) -> list[str]:
     """What set-up would do, in the order it would do it. Pure: nothing is started."""
     lines = [f"Environment: {environment.folder}"]
-    driver = ".".join(map(str, machine.driver))
+    driver = rules.driver(machine.driver)
     for one in machine.gpus:
         capability = ".".join(map(str, one.capability))
         lines.append(f"GPU: {one.name}, capability {capability}, driver {driver}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turbodiffusion.doctor import rules
 from turbodiffusion.doctor.facts import Facts
 from turbodiffusion.doctor.findings import Finding
 from turbodiffusion.doctor.probes import PROBES
@@ -38,7 +39,7 @@ def summary(facts: Facts, verdict: Verdict) -> str:
         if (count := sum(f.level in levels for f in verdict.findings))
     ]
     names = [gpu.name.removeprefix("NVIDIA ") for gpu in facts.gpus] or ["no GPU"]
-    driver = ".".join(map(str, facts.driver.version))
+    driver = rules.driver(facts.driver.version) if facts.driver.version else ""
     torch = f"{facts.torch.version}+{facts.torch.tag}" if facts.torch.version else "not installed"
     machine = [", ".join(names), *([f"driver {driver}"] if driver else []), f"torch {torch}"]
     problems = f" ({', '.join(counts)})" if counts else ""

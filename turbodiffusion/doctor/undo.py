@@ -14,7 +14,8 @@ from pathlib import Path
 
 from turbodiffusion.errors import SetupError
 
-WRITTEN_IN_PLACE = ("setup.log", "torch.txt", "turbodiffusion.json", "pyvenv.cfg")
+LOG = "setup.log"
+WRITTEN_IN_PLACE = (LOG, "torch.txt", "turbodiffusion.json", "pyvenv.cfg")
 
 
 class Snapshot:
@@ -43,7 +44,9 @@ class Snapshot:
             ) from error
 
     def restore(self) -> None:
-        """The folder as it was."""
+        """The folder as it was, with the log of what went wrong."""
+        with contextlib.suppress(OSError):
+            shutil.copy2(self.folder / LOG, self.copy / LOG)
         _swap(self.folder, self.copy)
 
     def discard(self) -> None:

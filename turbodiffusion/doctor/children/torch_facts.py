@@ -1,17 +1,13 @@
-"""What torch says about itself and the GPU, and whether a product on the GPU has the right value.
-
-``torch_facts.py ROOT``: ROOT is the checkout, for the report of the operators' forms.
-"""
+"""What torch says about itself and the GPU, and whether products there have the right values."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import Any
 
 
-def main(root: str) -> dict[str, Any]:
+def main() -> dict[str, Any]:
     start = time.perf_counter()
     import torch
 
@@ -32,7 +28,6 @@ def main(root: str) -> dict[str, Any]:
         answer["smoke"] = smoke(torch)
         properties = torch.cuda.get_device_properties(0)
         answer["shared_memory"] = getattr(properties, "shared_memory_per_block_optin", 0)
-    answer["operators"] = operators(torch, root, bool(answer["gpus"]))
     return answer
 
 
@@ -54,21 +49,5 @@ def smoke(torch: Any) -> str:
     return "ok"
 
 
-def operators(torch: Any, root: str, gpu: bool) -> list[list[str]]:
-    """``[device, operator, form, reason]`` for every operator, as a run would choose."""
-    sys.path.insert(0, root)
-    from turbodiffusion.errors import TurboDiffusionError
-    from turbodiffusion.ops import backend
-
-    device = torch.device("cuda:0" if gpu else "cpu")
-    try:
-        return [
-            [str(device), name, choice.backend, choice.reason]
-            for name, choice in backend.report(device)
-        ]
-    except TurboDiffusionError as error:
-        return [[str(device), "every", "none", error.message]]
-
-
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    print(json.dumps(main()))

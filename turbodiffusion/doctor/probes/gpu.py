@@ -135,15 +135,15 @@ def driver_version(facts: Facts) -> list[Finding]:
             Finding(
                 "P03",
                 "blocker",
-                f"The loaded kernel module is {dotted(driver.module)}, the library "
-                f"{dotted(driver.version)}.",
+                f"The loaded kernel module is {rules.driver(driver.module)}, the library "
+                f"{rules.driver(driver.version)}.",
                 "One version: the driver was updated while the old module was in use.",
                 "Restart the computer.",
                 "sudo reboot",
                 "DRIVER-LIBRARY-MISMATCH",
             )
         ]
-    return [Finding("P03", "ok", f"Driver {dotted(driver.version)}.")]
+    return [Finding("P03", "ok", f"Driver {rules.driver(driver.version)}.")]
 
 
 def gpus(facts: Facts) -> list[Finding]:
@@ -265,14 +265,14 @@ def driver_for_cuda(facts: Facts) -> list[Finding]:
         return [Finding("P07", "skip", "torch is not a CUDA build.")]
     system = "Windows" if facts.platform.system == "Windows" else "Linux"
     floor = rules.FAMILY_FLOOR.get(cuda[0], {}).get(system, ())
-    has = dotted(facts.driver.version)
+    has = rules.driver(facts.driver.version)
     if facts.driver.version < floor:
         return [
             Finding(
                 "P07",
                 "blocker",
-                f"torch {facts.torch.version}+{facts.torch.tag} needs driver {dotted(floor)}; "
-                f"this one is {has}.",
+                f"torch {facts.torch.version}+{facts.torch.tag} needs driver "
+                f"{rules.driver(floor)}; this one is {has}.",
                 f"torch {build.exact}, which this driver runs, or a newer driver.",
                 "Install the build of torch that this driver runs.",
                 rules.install_torch(facts, "P07"),

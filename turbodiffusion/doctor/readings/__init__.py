@@ -111,7 +111,8 @@ def _children(facts: Facts, target: Target, needs: set[str]) -> dict[str, Child]
     there: dict[str, Child] = {}
     if facts.torch.version:
         if "torch" in needs:
-            there["torch"] = Child("torch_facts", (root,))
+            there["torch"] = Child("torch_facts")
+            there["operators"] = Child("operator_facts", (root,))
         if "triton" in needs and facts.triton.distributions:
             there["triton"] = Child("triton_facts", ("gpu",) if facts.gpus else ())
     if "packages" in needs:
@@ -137,10 +138,12 @@ def _second_stage(facts: Facts, answers: dict[str, dict[str, Any]]) -> Facts:
         else one
         for one in facts.packages
     )
+    rows = answers.get("operators", {}).get("operators", ())
     video, network = answers.get("video writer", {}), answers.get("network", {})
     return replace(
         facts,
         packages=found,
+        operators=tuple(Operator(*row) for row in rows),
         video="" if video.get("late") else video.get("video", video.get("error", "")),
         network=network.get("network", network.get("error", "")),
     )
@@ -151,7 +154,6 @@ def _with_torch(facts: Facts, answer: dict[str, Any]) -> Facts:
         return replace(facts, torch=replace(facts.torch, error=answer["error"]))
     if "error" in answer:
         return replace(facts, torch=replace(facts.torch, imported=False, error=answer["error"]))
-    operators = tuple(Operator(*row) for row in answer["operators"])
     torch: Torch = replace(
         facts.torch,
         imported=True,
@@ -163,7 +165,7 @@ def _with_torch(facts: Facts, answer: dict[str, Any]) -> Facts:
         smoke=answer["smoke"],
         shared_memory=answer["shared_memory"],
     )
-    return replace(facts, torch=torch, operators=operators)
+    return replace(facts, torch=torch)
 
 
 def _with_triton(triton: Triton, answer: dict[str, Any]) -> Triton:
