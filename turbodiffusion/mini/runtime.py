@@ -105,12 +105,19 @@ def compile_modules(modules: Iterable[nn.Module], worker: Worker) -> None:
             module.compile(dynamic=False)
 
 
-def attention_kernels(worker: Worker) -> AbstractContextManager[Any]:
-    """The kernels that PyTorch's attention may use in here: on a GPU cuDNN's first.
+CUDNN_TOKENS = 2048
+"""From this length on cuDNN's attention is tried first, see :func:`attention_kernels`."""
 
-    They are the fastest on Hopper with a backward pass; PyTorch does not prefer them by itself.
+
+def attention_kernels(worker: Worker, tokens: int) -> AbstractContextManager[Any]:
+    """The kernels that PyTorch's attention may use in here, in order of speed with gradients.
+
+    On an H100, forward and backward at 4 heads of 64, 147,456 tokens in all: 2304 tokens a clip
+    take 3.0 ms with cuDNN and 4.6 ms with flash attention, 768 tokens 6.4 and 2.0 ms.
     """
     if worker.device.type != "cuda":
         return nullcontext()
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    if tokens >= CUDNN_TOKENS:
+        order[:2] = order[1::-1]
     return sdpa_kernel(order, set_priority=True)

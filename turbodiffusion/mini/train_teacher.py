@@ -136,7 +136,8 @@ class TeacherRun:
         x_t, target, t = noisy_pair(x0, self.recipe.shift, generator)
         context = self.model.text.encode(ids, mask, length=ids.shape[1])
         dtype = self.worker.dtype
-        with attention_kernels(self.worker):
+        tokens = x0[0, 0].numel() // self.size.card.dit.patch_volume
+        with attention_kernels(self.worker, tokens):
             out = self.model.dit(x_t.to(dtype), model_timestep(t), context.to(dtype))
         return (out.float() - target).square().mean()
 
