@@ -31,8 +31,8 @@ WIDTHS = {"1.3B": (1536, 8960), "14B": (5120, 13824)}
 Row = dict[str, object]
 
 
-def contest(layer: str, m: int, n: int, k: int, device: torch.device) -> list[Row]:
-    """All candidates and rivals for one product of a block."""
+def contest(layer: str, m: int, n: int, k: int, device: torch.device, skip: str = "") -> list[Row]:
+    """All candidates and rivals for one product of a block, but those with ``skip`` in the name."""
     found: list[Row] = []
 
     def measure(name: str, call: Callable[[], object]) -> None:
@@ -47,12 +47,15 @@ def contest(layer: str, m: int, n: int, k: int, device: torch.device) -> list[Ro
     q, w, w8 = quantize_group(x), quantize_weight(weight), quantize_fp8(weight)
     product, first = _epilogue(layer, m, n, device), None
     for config in candidates(gpu.capability(device), m):
+        name = f"int8 {label(config)} g{config.group_m}"
+        if skip and skip in name:
+            continue
         call = partial(product, *q, *w, bias, config=config)
         out = call()
         out = out[0] if isinstance(out, tuple) else out
         first = out if first is None else first
         different = "" if torch.equal(out, first) else " DIFFERENT"
-        measure(f"int8 {label(config)} g{config.group_m}{different}", call)
+        measure(name + different, call)
     if gpu.has_fp8(device):
         for fp8 in fp8_candidates(gpu.capability(device), m):
             name = f"fp8 {fp8.block_m}×{fp8.block_n} w{fp8.num_warps} s{fp8.num_stages}"
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[32760])
     parser.add_argument("--size", nargs="*", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--layer", nargs="*", default=["qkv", "o", "ffn1", "ffn2"])
+    parser.add_argument("--skip", default="", help="leave out int8 launches with this in the name")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
@@ -95,7 +99,7 @@ def main() -> None:
         }  # fmt: skip
         for m in args.rows:
             for layer in args.layer:
-                rows += contest(layer, m, *shapes[layer], device)
+                rows += contest(layer, m, *shapes[layer], device, args.skip)
     if args.out:
         args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 

@@ -118,14 +118,37 @@ def test_every_cut_gives_the_same(triton_form, device, config):
 
 
 @pytest.mark.gpu
-def test_every_candidate_gives_the_same(triton_form):
-    parts = operands(1000, 512, 1536, "cuda")
-    expected = naive.int8_matmul(*on_cpu(*parts), torch.float32, False)
+@LENGTHS
+@pytest.mark.parametrize("k", [128, 1536])
+def test_every_candidate_gives_the_same(triton_form, m, k):
+    """With every epilogue, for one sample and for two."""
+    parts = operands(m, 1280, k, "cuda", outlier=False)
+    residual = randn(2 if m % 2 == 0 else 1, m // (1 + (m % 2 == 0)), 1280)
+    gate = randn(residual.shape[0], 1, 1280)
+    product = naive.int8_matmul(*on_cpu(*parts), torch.float32, False)
     quantised = naive.int8_linear_gelu(*on_cpu(*parts))
-    for config in candidates(capability(triton_form), 1000):
+    added = naive.int8_linear_residual(*on_cpu(*parts), residual, gate)
+    for config in candidates(capability(triton_form), m):
         out = kernels().int8_matmul(*parts, torch.float32, False, config)
-        assert error(out.cpu(), expected) < 1e-6, config
+        assert error(out.cpu(), product) < 1e-6, config
+        out = kernels().int8_matmul(*parts, torch.bfloat16, False, config)
+        assert error(out.cpu(), product) < ROUNDING[torch.bfloat16], config
         assert_quantised_alike(kernels().int8_linear_gelu(*parts, config), quantised)
+        out = kernels().int8_linear_residual(*parts, residual.cuda(), gate.cuda(), config)
+        assert error(out.cpu(), added) < 1e-6, config
+
+
+@pytest.mark.gpu
+def test_many_tiles(triton_form):
+    """More tiles than multiprocessors, so that persistent programs go round several times."""
+    m, n, k = 9000, 2560, 512
+    parts = operands(m, n, k, "cuda")
+    rows = torch.randint(0, m, (200,), generator=torch.Generator().manual_seed(0))
+    q, scale, *rest = on_cpu(*parts)
+    expected = naive.int8_matmul(q[rows], scale[rows], *rest, torch.float32, False)
+    for config in candidates(capability(triton_form), m):
+        out = kernels().int8_matmul(*parts, torch.float32, False, config)
+        assert error(out.cpu()[rows], expected) < 1e-6, config
 
 
 @DEVICES

@@ -110,6 +110,8 @@ def build(specimen: Specimen, capability: int) -> Build:
     ]
     attrs = {(names.index(n),): [["tt.divisibility", 16]] for n in divisible}
     constants = {(names.index(n),): value for n, value in specimen.constants.items()}
+    if specimen.kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(specimen.kernel, signature, constexprs=constants, attrs=attrs)
     options = {
         "num_warps": specimen.num_warps, "num_stages": specimen.num_stages, **specimen.options,

@@ -18,6 +18,7 @@ class GemmConfig:
         descriptors: operands come by TMA (capability 9.0 and newer), otherwise by pointer.
         ordered: keep the parts in their order, see ``gemm_kernels.py``.
         half: multiply in bf16, exactly, where Triton has no fast int8 product.
+        specialised: the kernel of ``hopper_kernels.py``, which has its own cut of 256 × 128.
     """
 
     block_m: int = 128
@@ -30,6 +31,7 @@ class GemmConfig:
     descriptors: bool = False
     ordered: bool = False
     half: bool = False
+    specialised: bool = False
 
     @classmethod
     def of(cls, capability: Capability, m: int) -> GemmConfig:
@@ -65,7 +67,16 @@ def candidates(capability: Capability, m: int) -> list[GemmConfig]:
         wide,
         replace(best, num_warps=8, num_stages=4, split_m=1, split_n=2),
         replace(best, num_warps=8, num_stages=4, split_m=1),
+        specialised(),
+        specialised(group_m=8),
     ]
+
+
+def specialised(group_m: int = 16) -> GemmConfig:
+    """Two consumers of 128 rows and a producer; capability 9.0 only."""
+    return GemmConfig(
+        block_m=256, num_warps=4, num_stages=4, group_m=group_m, descriptors=True, specialised=True
+    )
 
 
 @dataclass(frozen=True)

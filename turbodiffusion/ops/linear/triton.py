@@ -170,15 +170,38 @@ def _int8_gemm(
         return
     c = config or _config(q_MK.device, m)
     q_MK, weight_NK = q_MK.contiguous(), weight_NK.contiguous()
-    int8_gemm_kernel[(triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n),)](
-        _operand(q_MK, c.block_m // c.split_m, c.descriptors),
-        _operand(weight_NK, c.block_n // c.split_n, c.descriptors),
+    tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
+    arguments = (
         scale_x.contiguous(), scale_w.contiguous(), p_bias, p_residual, p_gate, out, p_so,
         m, n, k, rows,
-        ONE_SAMPLE=rows >= m, SX_ROWS=1 if scale_x.shape[0] == m else BLOCK, **options,
+    )  # fmt: skip
+    options |= {"ONE_SAMPLE": rows >= m, "SX_ROWS": 1 if scale_x.shape[0] == m else BLOCK}
+    if c.specialised:
+        _specialised_gemm(q_MK, weight_NK, tiles, arguments, options, c)
+        return
+    int8_gemm_kernel[(tiles,)](
+        _operand(q_MK, c.block_m // c.split_m, c.descriptors),
+        _operand(weight_NK, c.block_n // c.split_n, c.descriptors),
+        *arguments, **options,
         BM=c.block_m, BN=c.block_n, SPLIT_M=c.split_m, SPLIT_N=c.split_n, GROUP_M=c.group_m,
         DESCRIPTORS=c.descriptors, ORDERED=c.ordered, HALF=c.half,
         num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
+
+
+def _specialised_gemm(
+    q_MK: Tensor, weight_NK: Tensor, tiles: int, arguments: tuple[Any, ...],
+    options: dict[str, Any], c: GemmConfig,
+) -> None:  # fmt: skip
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Tiles
+
+    from turbodiffusion.ops.linear.hopper_kernels import TILES, specialised_gemm_kernel
+
+    programs = min(tiles, gpu.multiprocessors(q_MK.get_device()))
+    specialised_gemm_kernel[(programs,)](
+        Tiles.from_tensor(q_MK, [c.block_m, BLOCK], TILES),
+        Tiles.from_tensor(weight_NK, [c.block_n, BLOCK], TILES),
+        *arguments, **options, GROUP_M=c.group_m, STAGES=c.num_stages, num_warps=c.num_warps,
     )  # fmt: skip
 
 
