@@ -22,6 +22,7 @@ from turbodiffusion.memory.plan import (
 )
 from turbodiffusion.memory.work import Shape, Sizes, decode_work, encode_work, phases
 from turbodiffusion.models.cards import CARDS, Attention
+from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.pipeline.planning import card_layouts
 
@@ -125,6 +126,22 @@ def test_memory_of_the_autoencoder_is_what_is_alive(card) -> None:
     ]
     low, high = (0.96, 1.12) if card.embedded else (0.99, 1.02)
     assert low < min(ratios) and max(ratios) < high
+
+
+def test_memory_of_the_portable_network_is_what_is_alive() -> None:
+    """Counted at full width with two blocks; the planner may be at most an eighth above."""
+    one = shape(SMALL, form="portable")
+    with torch.device("meta"):
+        network = WanDiT(replace(SMALL.dit, num_layers=2), replace(SMALL.attention, kind="sla"))
+        network.to(torch.bfloat16)
+        latent = torch.empty(1, *SMALL.latent_shape(81, 480, 832))
+        time, text = torch.ones(1, 1), torch.empty(1, 512, 4096, dtype=torch.bfloat16)
+    counted = Live()
+    with torch.no_grad(), counted:
+        network(latent, time, text)
+    plain = replace(SMALL.attention, kind="sla")
+    denoise = phases(one, NO_SIZES, plain, False)[1]
+    assert 0.99 < denoise.activations / counted.peak < 1.125
 
 
 def test_names_of_gpus() -> None:

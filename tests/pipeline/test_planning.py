@@ -88,6 +88,10 @@ def test_rates(models):
     assert rates.lookup(known, "cpu", "a", "denoise", True, "sla") == (2.0, "estimate")
     assert rates.lookup(known, "cpu", "b", "decode", True, "dense") == (2.0, "measured")
     assert rates.lookup(known, "gpu", "a", "denoise", False, "sla") is None
+    gpus = [replace(old, device="RTX 5090", card="b", share=0.5), replace(old, device="H200")]
+    assert rates.lookup(gpus, "L4", "a", "denoise", False, "sla") == (2.0, "estimate")
+    assert rates.lookup(gpus, "RTX 5090", "a", "denoise", False, "sla") == (0.5, "estimate")
+    assert rates.lookup(gpus, "L4", "c", "denoise", True, "sla") == (0.5, "estimate")
     elsewhere = [replace(r, here=False) for r in known]
     assert rates.lookup(elsewhere, "cpu", "a", "denoise", False, "sla") == (2.0, "estimate")
     rates._path().write_text("[{}")

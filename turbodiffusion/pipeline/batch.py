@@ -106,8 +106,9 @@ def _plan(
     chosen = name in CARDS  # a name leaves the layout open, a path or NAME-quant does not
     planned = plan_files(files, requests, flags, others=chosen)
     require_fit(planned)
+    progress.note(f"plan: {summary(planned)}")
     for step in planned.plan.steps:
-        progress.note(f"to fit {summary(planned)}: {step}")
+        progress.note(f"  {step}")
     if planned.plan.settings.quantised and chosen:
         companions = {k: flags[k] for k in COMPANIONS if k in flags}
         files = find(name, quantized=True, **companions)

@@ -68,7 +68,9 @@ def this_machine(device: torch.device) -> Machine:
     known = gpu(name)
     unified = bool(known and known.unified)
     # The context that the planner counts is there already: the question above made it.
-    return Machine(name, free + held + CONTEXT, free_ram(), known, cores(), unified)
+    return Machine(
+        known.name if known else name, free + held + CONTEXT, free_ram(), known, cores(), unified
+    )
 
 
 def described_machine(name: str, vram: float | None, ram: float | None) -> Machine:

@@ -49,14 +49,24 @@ def recorded() -> list[Rate]:
 def lookup(
     rates: list[Rate], device: str, card: str, phase: str, quantised: bool, attention: str
 ) -> tuple[float, str] | None:
-    """The share for a phase and its basis: ``measured`` if it was this model on this device,
-    ``estimate`` if it was another model there; None if nothing is known of the device."""
-    same = [r for r in rates if (r.device, r.phase) == (device, phase)]
+    """The share for a phase and its basis: ``measured`` if it was this model on this device, else
+    ``estimate``: another model there, or this one, or any, on another GPU. None if nothing is
+    known; a CPU and a GPU say nothing about each other."""
+
+    def of(rate: Rate) -> tuple[object, ...]:
+        # Text encoder and autoencoder are the same whatever the layout of the network.
+        full = rate.card, rate.quantised, rate.attention
+        return full if phase == "denoise" else full[:1]
+
     wanted = (card, quantised, attention) if phase == "denoise" else (card,)
-    for r in same:
-        if ((r.card, r.quantised, r.attention) if phase == "denoise" else (r.card,)) == wanted:
+    alike = [r for r in rates if r.phase == phase and (r.device == "cpu") == (device == "cpu")]
+    here = [r for r in alike if r.device == device]
+    for r in here:
+        if of(r) == wanted:
             return r.share, "measured" if r.here else "estimate"
-    return (same[0].share, "estimate") if same else None
+    for r in (*here, *(r for r in alike if of(r) == wanted), *alike):
+        return r.share, "estimate"
+    return None
 
 
 def remember(new: list[Rate]) -> None:

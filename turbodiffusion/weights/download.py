@@ -195,13 +195,11 @@ def _copy(source: Path, final: Path, remote: RemoteFile, watch: Watch) -> Path:
 @contextlib.contextmanager
 def _alone(partial: Path) -> Iterator[None]:
     """One process at a time appends to a partial file; the second waits, then finds it done."""
-    from huggingface_hub.utils import WeakFileLock
-
     partial.parent.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(partial.resolve()).encode()).hexdigest()[:32]
     lock = cache_folder() / "locks" / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    with hub.file_lock(lock):
         yield
 
 

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,14 @@ def link(found: Published) -> Path:
         )
 
 
+def file_lock(path: Path) -> AbstractContextManager[Any]:
+    """The library's lock on a file, which also works where the file system has no locks."""
+    _imported()
+    from huggingface_hub.utils import WeakFileLock
+
+    return WeakFileLock(path)
+
+
 def require_online(what: str) -> None:
     """Refuse the network where the environment does.
 
@@ -177,6 +186,10 @@ def require_online(what: str) -> None:
 
 def _library(repository: str) -> Any:
     require_online(repository)
+    return _imported()
+
+
+def _imported() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
