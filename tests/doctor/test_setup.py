@@ -10,7 +10,7 @@ import pytest
 
 from tests.bootstrap.checkout import make_ready
 from turbodiffusion.bootstrap import gpu, install
-from turbodiffusion.bootstrap.environment import Environment
+from turbodiffusion.bootstrap.environment import Environment, _try_lock
 from turbodiffusion.bootstrap.tags import Gpu, Machine
 from turbodiffusion.cli.main import main
 from turbodiffusion.doctor import clean, setup
@@ -210,6 +210,20 @@ class TestUndo:
         assert bench.setup(torch="cu126").run() == 0
         assert seen == [before]
 
+    def test_a_second_run_waits_for_the_whole_change(self, bench):
+        bench.ready()
+        free = []
+
+        def work(environment: Environment) -> None:
+            with open(environment.lock_file, "a+b") as stream:
+                free.append(_try_lock(stream))
+            with environment.locked():  # as the installation itself does
+                pass
+
+        bench.work = work
+        assert bench.setup(torch="cu126").run() == 0
+        assert free == [False]
+
     def test_a_folder_of_somebody_else_is_refused(self, bench):
         bench.folder.mkdir()
         (bench.folder / "thesis.txt").write_text("years of work")
@@ -316,11 +330,14 @@ class TestClean:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def variables(self, monkeypatch):
+        monkeypatch.setenv("TURBODIFFUSION_TORCH", "")  # --torch sets it for the run
+
     def test_dry_run(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(install, "ensure", lambda *_, **__: pytest.fail("installed"))
         assert main(["setup", "--dry-run", "--venv", str(tmp_path / "v"), "--torch", "cu126"]) == 0
         assert "torch 2.13.0+cu126" in capsys.readouterr().out
-        monkeypatch.delenv("TURBODIFFUSION_TORCH")
 
     def test_unknown_tag(self, capsys):
         assert main(["setup", "--torch", "cu118"]) == 3

@@ -42,6 +42,7 @@ class Environment:
         self.root = Path(root)
         chosen = folder or os.environ.get("TURBODIFFUSION_VENV")
         self.folder = Path(os.path.abspath(os.path.expanduser(chosen or self.root / ".venv")))
+        self._held = False
 
     @property
     def python(self) -> Path:
@@ -147,7 +148,13 @@ class Environment:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second start from installing at the same time; the system frees a dead one's."""
+        """Keep a second start from installing at the same time; the system frees a dead one's.
+
+        Inside itself it does nothing, so that a change of several steps can hold it throughout.
+        """
+        if self._held:
+            yield
+            return
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             stream = open(self.lock_file, "a+b")  # noqa: SIM115 - closed by the with below
@@ -161,7 +168,11 @@ class Environment:
             if not _try_lock(stream):
                 print("Waiting for another start that is setting up …", file=sys.stderr)
                 _wait_lock(stream)
-            yield
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
 
 def _try_lock(stream: IO[bytes]) -> bool:

@@ -129,6 +129,10 @@ class Setup:
 
     def _change(self, reason: str, probes: Sequence[str], forget: Sequence[str]) -> int:
         """Install with a way back, and keep the result only if it is no worse."""
+        with self.environment.locked():
+            return self._change_locked(reason, probes, forget)
+
+    def _change_locked(self, reason: str, probes: Sequence[str], forget: Sequence[str]) -> int:
         folder = self.environment.folder
         if beside(folder).exists() and self.environment.outdated() and recover(folder):
             self.say("An earlier change was interrupted; the environment before it is back.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from turbodiffusion.doctor.facts import Facts
 from turbodiffusion.doctor.findings import Finding
-from turbodiffusion.doctor.probes import gpu, machine, storage, torch, triton
+from turbodiffusion.doctor.probes import fit, gpu, machine, storage, torch, triton
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ PROBES = {
     "P02": Probe("driver library", gpu.driver_library),
     "P03": Probe("driver version", gpu.driver_version),
     "P04": Probe("GPUs", gpu.gpus),
-    "P07": Probe("driver and CUDA", gpu.driver_for_cuda),
+    "P07": Probe("driver and CUDA", fit.driver_for_cuda),
     "P05": Probe("torch", torch.build, ("torch",)),
     "P06": Probe("code for the GPU", torch.architecture, ("torch",)),
     "P08": Probe("Triton", triton.distribution, ("triton",)),
@@ -40,12 +40,12 @@ PROBES = {
     "P10": Probe("Python headers", triton.headers),
     "P23": Probe("Windows", machine.windows),
     "P11": Probe("smoke kernel", torch.smoke, ("torch", "triton")),
-    "P12": Probe("shared memory", gpu.shared_memory, ("torch",)),
+    "P12": Probe("shared memory", fit.shared_memory, ("torch",)),
     "P26": Probe("cuDNN", torch.cudnn, ("torch",)),
     "P13": Probe("cache folders", storage.caches),
     "P14": Probe("disk", storage.disk),
     "P15": Probe("memory", storage.memory),
-    "P16": Probe("GPU memory", gpu.video_memory),
+    "P16": Probe("GPU memory", fit.video_memory),
     "P18": Probe("variables", machine.variables),
     "P19": Probe("other packages", torch.foreign, ("packages",)),
     "P20": Probe("network", machine.network, ("network",)),
