@@ -157,7 +157,6 @@ class Windows:
     runtime: tuple[int, ...] = (14, 44)
     stale_runtime: str = ""  # an older copy beside python.exe
     long_paths: bool = True
-    symlinks: bool = True
     policy: str = "RemoteSigned"
 
 

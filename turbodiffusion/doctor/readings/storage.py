@@ -110,8 +110,8 @@ def cgroup_limit(root: str = "/sys/fs/cgroup") -> int:
 def _windows_memory() -> Memory:
     class Status(ctypes.Structure):
         _fields_ = (
-            ("length", ctypes.c_ulong),
-            ("load", ctypes.c_ulong),
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
             *(
                 (name, ctypes.c_ulonglong)
                 for name in ("total", "free", "page", "page_free", "a", "b", "c")
