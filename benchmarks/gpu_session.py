@@ -3,8 +3,9 @@
     python benchmarks/gpu_session.py --out results --seconds 480 --golden ../shared/golden
 
 Steps run one after the other as child processes, each with a time limit and a log of its own in
-``--out``; one that fails or takes too long does not stop the next. Unused time goes to later
-steps. The summary comes last and is in ``summary.json`` too.
+``--logs``; one that fails or takes too long does not stop the next. Unused time goes to later
+steps. The summary comes last and is in ``--out`` too, as ``summary.json``, beside ``session.log``,
+which is all logs in one, and the results of the steps.
 
     check    every benchmark row at small awkward shapes, against bounds
     tests    the operator tests marked gpu, where pytest is installed
@@ -142,7 +143,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             return
 
 
-def session(planned: list[Step], seconds: float, folder: Path) -> list[Outcome]:
+def session(planned: list[Step], seconds: float, logs: Path, folder: Path) -> list[Outcome]:
     """All steps in turn. A step may use its share of the time that is left, by weight."""
     end = time.monotonic() + seconds
     outcomes = []
@@ -150,18 +151,23 @@ def session(planned: list[Step], seconds: float, folder: Path) -> list[Outcome]:
         left = max(0.0, end - time.monotonic())
         limit = left * step.weight / sum(s.weight for s in planned[i:])
         print(f"{step.name}: at most {limit:.0f} s", flush=True)
-        outcome = run(step, limit, folder)
+        outcome = run(step, limit, logs)
         outcomes.append(outcome)
         print(f"{step.name}: {outcome.verdict}, {outcome.seconds:.0f} s", flush=True)
         summary = json.dumps([asdict(o) for o in outcomes], indent=1, ensure_ascii=False)
         (folder / "summary.json").write_text(summary, "utf-8")
+        if outcome.log:
+            with (folder / "session.log").open("a", encoding="utf-8") as file:
+                file.write(f"==== {step.name}: {outcome.verdict}, {outcome.seconds:.0f} s\n")
+                file.write((logs / outcome.log).read_text("utf-8", errors="replace"))
     return outcomes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = list(WEIGHTS)
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for logs")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for results")
+    parser.add_argument("--logs", type=Path, help="folder for logs (default: logs in --out)")
     parser.add_argument("--seconds", type=float, default=480.0, help="for all steps together")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP")
     parser.add_argument("--device", default="cuda")
@@ -174,9 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--golden", type=Path, default=Path(default))
     args = parser.parse_args(argv)
     args.out, args.golden = args.out.resolve(), args.golden.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
+    logs = (args.logs or args.out / "logs").resolve()
+    for folder in (args.out, logs):
+        folder.mkdir(parents=True, exist_ok=True)
 
-    outcomes = session(steps(args), args.seconds, args.out)
+    outcomes = session(steps(args), args.seconds, logs, args.out)
     print("\nsummary")
     for o in outcomes:
         print(f"  {o.name:<14} {o.seconds:6.0f} s  {o.verdict}")

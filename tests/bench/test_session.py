@@ -38,20 +38,24 @@ def test_failures_and_long_steps_do_not_stop_the_session(tmp_path):
         step("speaks", "import os; print(os.environ['WORD'])", 20.0, environment={"WORD": "yes"}),
     ]
     begin = time.monotonic()
-    outcomes = gpu_session.session(planned, 12.0, tmp_path)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    outcomes = gpu_session.session(planned, 12.0, logs, tmp_path)
     assert time.monotonic() - begin < 20
     assert [o.verdict for o in outcomes][:2] == ["exit code 1", "skipped: pytest is not installed"]
     assert outcomes[2].verdict.startswith("stopped after ") and outcomes[3].verdict == "ok"
     assert outcomes[0].tail == ["before", "no GPU"]
     assert "started" in outcomes[2].tail
-    assert (tmp_path / "speaks.log").read_text().strip() == "yes"
+    assert (logs / "speaks.log").read_text().strip() == "yes"
+    together = (tmp_path / "session.log").read_text()
+    assert "==== breaks: exit code 1" in together and together.endswith("yes\n")
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert [o["name"] for o in stored] == ["breaks", "absent", "hangs", "speaks"]
 
 
 def test_time_left_over_goes_to_later_steps(tmp_path, capsys):
     planned = [step("quick", ""), step("last", "")]
-    gpu_session.session(planned, 100.0, tmp_path)
+    gpu_session.session(planned, 100.0, tmp_path, tmp_path)
     said = capsys.readouterr().out
     assert "quick: at most 50 s" in said
     limit = int(said.split("last: at most ")[1].split(" s")[0])
