@@ -41,6 +41,17 @@ def test_a_run(tiny, tmp_path, capsys):
     assert files[1].read_text("utf-8").count("\n| ") == 3
 
 
+def test_a_run_that_is_stopped_leaves_what_it_measured(tiny, monkeypatch, tmp_path):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("turbodiffusion.bench.elementwise.layer_norm", stop)
+    command = ["bench", "ops", "--only", "rms_norm", "layer_norm", "--quick", "--device", "cpu"]
+    path = tmp_path / "a.json"
+    assert main([*command, "--seconds", "0.01", "--json", str(path)]) == 130
+    assert [r["operator"] for r in json.loads(path.read_text("utf-8"))["rows"]] == ["rms_norm"]
+
+
 def test_shapes_on_a_cpu_are_reduced_and_one_is_the_default():
     cpu = torch.device("cpu")
     (only,) = room.choose_shapes(room.Options(), cpu)
@@ -60,7 +71,7 @@ def test_shapes_on_a_gpu_are_the_released_ones():
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--only", "conv"], 2, "There is no row 'conv'; rows are block_map, sla,"),
+        (["--only", "conv"], 2, "There is no row 'conv'; rows are forward, block_map, sla,"),
         (["--shapes", "5b"], 2, "There is no shape '5b'; shapes are 1.3b-480p,"),
         (["--device", "tpu9"], 2, "There is no device 'tpu9'"),
         (["--device", "cuda:99"], 3, "cuda:99 was asked for"),

@@ -70,8 +70,15 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, "utf-8")
 
 
-def run(options: Options, say: Callable[[str], None]) -> Report:
+def run(
+    options: Options,
+    say: Callable[[str], None],
+    store: Callable[[Report], None] = lambda report: None,
+) -> Report:
     """Measure, telling ``say`` every line as it is known.
+
+    ``store`` is given the report so far after every row, so that a run that is stopped leaves what
+    it measured.
 
     Raises:
         UsageError: an operator or shape that does not exist.
@@ -97,6 +104,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         row = measure(case, Setting(device, geometry, rates, seconds))
         rows.append(row)
         say(live.line(row))
+        store(Report(machine, ceilings, tuple(rows)))
     return Report(machine, ceilings, tuple(rows))
 
 
@@ -141,7 +149,7 @@ def choose_cases(only: Sequence[str], sizes: Sequence[Shape]) -> list[tuple[Case
     """The rows in the order of the table: operator by operator, shape by shape."""
     found = [
         (case, geometry_of(s))
-        for room in (attention, linear, elementwise, network)
+        for room in (network, attention, linear, elementwise)
         for s in sizes
         for case in room.cases(s, geometry_of(s))
     ]

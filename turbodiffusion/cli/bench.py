@@ -55,8 +55,11 @@ def run(args: argparse.Namespace) -> int:
         only=tuple(args.only), shapes=tuple(args.shapes), device=args.device, quick=args.quick,
         seconds=args.seconds, commit=args.commit, command=_command(args),
     )  # fmt: skip
-    report = measure(options, lambda line: print(line, flush=True))
-    report.write(args.json, args.markdown)
+    report = measure(
+        options,
+        lambda line: print(line, flush=True),
+        lambda report: report.write(args.json, args.markdown),
+    )
     for path in (args.json, args.markdown):
         if path is not None:
             print(f"wrote {path}")
