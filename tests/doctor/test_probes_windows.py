@@ -14,7 +14,7 @@ VERSIONS = {"vcruntime140_1.dll": (14, 44), "vcruntime140.dll": (14, 42), "msvcp
 
 
 class VersionLibrary:
-    """``version.dll``: a block of 13 words per file, of which the third and fourth are the version."""
+    """``version.dll``: a block of words for each file; the third holds major and minor."""
 
     def __init__(self, versions):
         self.versions = versions

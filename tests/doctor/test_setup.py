@@ -144,6 +144,16 @@ class TestPlan:
         assert bench.installed == 0
 
 
+def test_an_installed_package_has_nothing_to_set_up(bench, tmp_path):
+    work = bench.setup()
+    work.environment = Environment(tmp_path, bench.folder)
+    for run in (work.run, work.fix):
+        with pytest.raises(SetupError) as caught:
+            run()
+        assert caught.value.code == "setup-no-checkout"
+    assert bench.installed == 0
+
+
 class TestUndo:
     def spoil(self, environment: Environment) -> None:
         package = environment.site_packages / "torch"

@@ -64,6 +64,7 @@ class Setup:
 
     def run(self) -> int:
         """Make the environment, or bring it to what this machine needs; returns the exit code."""
+        self._require_checkout()
         self._refuse_inside()
         machine, build = self._choose()
         reason = self._other_build(build) or self.environment.outdated()
@@ -80,6 +81,7 @@ class Setup:
 
     def fix(self, only: Sequence[str] = ()) -> int:
         """Repair what the checks complain about, then run those checks again."""
+        self._require_checkout()
         self._refuse_inside()
         if not self.environment.alive():
             self.say(f"There is no environment in {self.environment.folder} yet.")
@@ -117,6 +119,15 @@ class Setup:
         if stamp and stamp["tag"] != build.tag:
             return f"this machine needs torch {build.exact}, installed is {stamp['tag']}"
         return ""
+
+    def _require_checkout(self) -> None:
+        root = self.environment.root
+        if not (root / "turbo.py").is_file():
+            raise SetupError(
+                "setup-no-checkout",
+                f"There is no turbo.py in {root}: the package was installed by pip.",
+                "`turbodiffusion doctor` gives the pip commands; or start turbo.py of a checkout.",
+            )
 
     def _refuse_inside(self) -> None:
         """Windows cannot replace files of a running Python."""

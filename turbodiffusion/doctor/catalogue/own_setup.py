@@ -70,6 +70,13 @@ ENTRIES = (
         stage="install",
     ),
     own(
+        "setup-no-checkout",
+        "The package was installed by pip, so there is no checkout whose environment to set up.",
+        run("Let doctor give the pip commands for it.", "turbodiffusion doctor"),
+        "Or start turbo.py of a checkout.",
+        stage="install",
+    ),
+    own(
         "setup-flags",
         "Two things were asked of the set-up that exclude each other.",
         "Give one of --fix, --wsl, --docker and --clean.",

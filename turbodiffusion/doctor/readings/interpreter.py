@@ -80,7 +80,8 @@ def _python(
     gil: bool,
 ) -> Python:
     environment = prefix if prefix != base else os.environ.get("CONDA_PREFIX", "")
-    ours = target.inside or not environment  # without one, setup makes ours
+    checkout = (target.root / "turbo.py").is_file()
+    ours = target.inside or (not environment and checkout)  # without one, setup makes ours
     return Python(
         version=version,
         bits=64 if wide else 32,
