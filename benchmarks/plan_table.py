@@ -36,14 +36,14 @@ def cell(made: Plan) -> str:
 
 def main() -> None:
     """One row for each amount of memory, one column for each model and size; 81 frames."""
-    print(f"{'GPU':<8}" + "".join(f"{name:<30}" for name, *_ in CASES).rstrip())
+    print(f"{'GPU':<8}" + "".join(f"{name:<32}" for name, *_ in CASES).rstrip())
     for memory in MEMORY:
         row = []
         for _, model, width, height in CASES:
             card = CARDS[model]
             request = resolve(Request("-", width=width, height=height), card)
             row.append(cell(plan_card(card, request, described_machine("GPU", memory, 64)).plan))
-        print(f"{memory:>3} GiB " + "".join(f"{text:<30}" for text in row).rstrip())
+        print(f"{memory:>3} GiB " + "".join(f"{text:<32}" for text in row).rstrip())
 
 
 if __name__ == "__main__":
