@@ -99,7 +99,7 @@ def steps(args: argparse.Namespace) -> list[Step]:
     return [s for s in found if s.name.split("-")[0] in args.only]
 
 
-WEIGHTS = {"check": 0.12, "tests": 0.18, "golden": 0.06, "mini": 0.05, "tune": 0.2, "bench": 0.29}
+WEIGHTS = {"check": 0.1, "tests": 0.15, "golden": 0.05, "mini": 0.05, "tune": 0.25, "bench": 0.3}
 """Shares of the session's time; ``mini`` once for each of three forms."""
 TUNED = 5  # operators that share the time of tuning
 
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="bench one shape only")
     parser.add_argument("--row-seconds", type=float, default=0.5, help="for each benchmark row")
     parser.add_argument("--samples", type=int, default=16, help="videos the judge sees, a row")
-    parser.add_argument("--tuned", nargs="+", default=["1.3b-480p", "14b-720p"], metavar="SHAPE")
+    parser.add_argument("--tuned", nargs="+", default=["1.3b-480p"], metavar="SHAPE")
     parser.add_argument("--tests", nargs="+", default=["tests/ops"], metavar="PATH")
     default = os.environ.get("TURBODIFFUSION_GOLDEN", str(ROOT.parent / "shared" / "golden"))
     parser.add_argument("--golden", type=Path, default=Path(default))

@@ -158,9 +158,13 @@ def tune(
     rates: dict[Rate, float] = {"bf16": 1.0, "8-bit": 1.0, "copy": 1.0}  # no share is shown
     capability = gpu.capability(device)
     end = now() + seconds
-    # Only attention has blocks to choose.
-    blocks = geometries if tunable.name in ("sagesla", "sla") else geometries[:1]
-    work = [(row, s, g) for s in sizes for row in tunable.rows for g in blocks]
+    # Only sparse attention has blocks to choose.
+    work = [
+        (row, s, g)
+        for s in sizes
+        for row in tunable.rows
+        for g in (geometries if row[0] in ("sagesla", "sla") else geometries[:1])
+    ]
     for i, (row, s, g) in enumerate(work):
         share = max(0.0, end - now()) / (len(work) - i)
         setting = Setting(device, g, rates, TIMED_SHARE * share)
