@@ -38,6 +38,7 @@ def sparse_linear_attention(
     block_k: int,
     feature_map: str,
     blocks: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """SLA over one set of tokens. Differentiable in everything but the choice of blocks.
 
@@ -47,7 +48,9 @@ def sparse_linear_attention(
         topk: share of key blocks each query block keeps, in (0, 1]; ⌊share · blocks⌋, at least 1.
         block_q: tokens in a query block; ``block_k`` in a key block. Last blocks may be shorter.
         feature_map: ``softmax`` over the head width, ``elu`` (elu + 1) or ``relu``.
-        blocks: indices (B, N, query blocks, kept) to use instead of :func:`select_blocks`.
+        blocks: indices (B, N, query blocks, kept), each row ascending, to use instead of
+            :func:`select_blocks`; ``ops.sla.maps`` makes such lists.
+        counts: with ``blocks``: how many of each row count (B, N, query blocks), at least 1.
 
     Returns:
         (B, L, N, D) in the dtype of the queries.
@@ -71,7 +74,16 @@ def sparse_linear_attention(
     if blocks is None:
         blocks = select_blocks(q_BLND, k_BLND, topk=topk, block_q=block_q, block_k=block_k)
     return backend.form("sla", q_BLND.device).sparse_linear_attention(
-        q_BLND, k_BLND, v_BLND, proj_weight, proj_bias, blocks, block_q, block_k, feature_map
+        q_BLND,
+        k_BLND,
+        v_BLND,
+        proj_weight,
+        proj_bias,
+        blocks,
+        block_q,
+        block_k,
+        feature_map,
+        counts,
     )
 
 
@@ -87,12 +99,10 @@ def select_blocks(
             "The released models use topk 0.1 to 0.15 with blocks of 128 and 64.",
         )
     with torch.no_grad():
-        score_BNQK = backend.form("sla", q_BLND.device).block_scores(
-            q_BLND, k_BLND, block_q, block_k
-        )
-        kept = min(score_BNQK.shape[-1], max(1, int(topk * score_BNQK.shape[-1])))
-        order = score_BNQK.sort(dim=-1, descending=True, stable=True).indices
-        return order[..., :kept].sort(dim=-1).values
+        form = backend.form("sla", q_BLND.device)
+        score_BNQK = form.block_scores(q_BLND, k_BLND, block_q, block_k)
+        key_blocks = score_BNQK.shape[-1]
+        return form.top_blocks(score_BNQK, min(key_blocks, max(1, int(topk * key_blocks))))
 
 
 def block_map(q_BLND: Tensor, k_BLND: Tensor, *, topk: float, block_q: int, block_k: int) -> Tensor:

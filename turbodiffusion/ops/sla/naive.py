@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-5
+LOG2_E = math.log2(math.e)
 
 
 def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> Tensor:
@@ -16,6 +19,52 @@ def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> 
     return torch.einsum(
         "bqnd,bknd->bnqk", _means(q_BLND, block_q).float(), _means(smooth_BLND, block_k).float()
     )
+
+
+def top_blocks(scores_BNQK: Tensor, kept: int) -> Tensor:
+    """Indices int64 (B, N, Q, kept) of the highest scores, ascending, ties to the lower index."""
+    order = scores_BNQK.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :kept].sort(dim=-1).values
+
+
+def listed(blocks: Tensor, counts: Tensor | None, key_blocks: int) -> Tensor:
+    """Lists as a bool map (B, N, Q, key blocks); what lies past a row's count is not in it."""
+    index = blocks.long()
+    if counts is not None:  # to a column that is then dropped
+        within = torch.arange(blocks.shape[-1], device=blocks.device) < counts[..., None]
+        index = torch.where(within, index, key_blocks)
+    shape = *blocks.shape[:-1], key_blocks + 1
+    return torch.zeros(shape, dtype=torch.bool, device=blocks.device).scatter(-1, index, True)[
+        ..., :key_blocks
+    ]
+
+
+def sparse_attention(
+    q_BLND: Tensor,
+    k_BSND: Tensor,
+    v_BSND: Tensor,
+    blocks: Tensor,
+    block_q: int,
+    block_k: int,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sparse branch alone, (B, L, N, D), and its log-sum-exp, base 2, float32 (B, N, L).
+
+    Keys may be fewer than queries, as one process of several holds them. A query without any
+    block gets zero and -inf: the neutral element of ``ops.attention.merge``.
+    """
+    length, keys = q_BLND.shape[1], k_BSND.shape[1]
+    kept_BNQK = listed(blocks, counts, -(-keys // block_k))
+    kept_BNLS = kept_BNQK.repeat_interleave(block_q, 2)[:, :, :length]
+    kept_BNLS = kept_BNLS.repeat_interleave(block_k, 3)[..., :keys]
+    score_BNLS = torch.einsum("blnd,bsnd->bnls", q_BLND.float(), k_BSND.float())
+    score_BNLS = score_BNLS * q_BLND.shape[3] ** -0.5
+    score_BNLS = score_BNLS.masked_fill(~kept_BNLS, float("-inf"))
+    lse_BNL = score_BNLS.logsumexp(-1)
+    some_BNL1 = kept_BNLS.any(-1, keepdim=True)
+    p_BNLS = torch.where(some_BNL1, score_BNLS, 0.0).softmax(-1) * some_BNL1
+    out_BLND = torch.einsum("bnls,bsnd->blnd", p_BNLS, v_BSND.float())
+    return out_BLND.to(q_BLND.dtype), lse_BNL * LOG2_E
 
 
 def sparse_linear_attention(
@@ -28,19 +77,12 @@ def sparse_linear_attention(
     block_q: int,
     block_k: int,
     feature_map: str,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    length, width = q_BLND.shape[1], q_BLND.shape[3]
-    kept_BNQK = torch.zeros(
-        *blocks.shape[:-1], -(-length // block_k), dtype=torch.bool, device=blocks.device
-    ).scatter(-1, blocks, True)
-    kept_BNLS = kept_BNQK.repeat_interleave(block_q, 2)[:, :, :length]
-    kept_BNLS = kept_BNLS.repeat_interleave(block_k, 3)[..., :length]
-
-    q, k, v = q_BLND.float(), k_BLND.float(), v_BLND.float()
-    score_BNLS = torch.einsum("blnd,bsnd->bnls", q, k) * width**-0.5
-    p_BNLS = score_BNLS.masked_fill(~kept_BNLS, float("-inf")).softmax(-1)
-    sparse_BLND = torch.einsum("bnls,bsnd->blnd", p_BNLS, v)
-
+    v = v_BLND.float()
+    sparse_BLND, _ = sparse_attention(
+        q_BLND.float(), k_BLND.float(), v, blocks, block_q, block_k, counts
+    )
     phi_q = feature(q_BLND, feature_map).float()
     phi_k = feature(k_BLND, feature_map).float()
     weight_BNLS = torch.einsum("blnd,bsnd->bnls", phi_q, phi_k)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbodiffusion.ops.attention.portable import fused_attention
-from turbodiffusion.ops.sla.naive import EPS, feature
+from turbodiffusion.ops.sla.naive import EPS, feature, sparse_attention, top_blocks
+
+__all__ = ["block_scores", "sparse_attention", "sparse_linear_attention", "top_blocks"]
 
 GATHERED_ELEMENTS = 1 << 26  # of keys, and as many of values, copied at a time
 
@@ -34,8 +36,9 @@ def sparse_linear_attention(
     block_q: int,
     block_k: int,
     feature_map: str,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    sparse_BNLD = _sparse(q_BLND, k_BLND, v_BLND, blocks, block_q, block_k)
+    sparse_BNLD = _sparse(q_BLND, k_BLND, v_BLND, blocks, block_q, block_k, counts)
     linear_BNLD = _linear(q_BLND, k_BLND, v_BLND, feature_map)
     joined_BNLD = F.linear(linear_BNLD, proj_weight.float(), proj_bias.float())
     return (sparse_BNLD.float() + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
@@ -51,7 +54,13 @@ def _linear(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, feature_map: str) ->
 
 
 def _sparse(
-    q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, blocks: Tensor, block_q: int, block_k: int
+    q_BLND: Tensor,
+    k_BLND: Tensor,
+    v_BLND: Tensor,
+    blocks: Tensor,
+    block_q: int,
+    block_k: int,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """The sparse branch, (B, N, L, D). In names, R numbers the B·N·Q query blocks."""
     b, length, n, d = q_BLND.shape
@@ -62,12 +71,19 @@ def _sparse(
     # One row per key block of every head, so that one index selects head and block.
     k_rows, v_rows = k_blocks.reshape(-1, block_k * d), v_blocks.reshape(-1, block_k * d)
     head = torch.arange(b * n, device=blocks.device).view(b, n, 1, 1) * key_blocks
+    if counts is not None:  # what lies past a count is no index; block 0 stands for it
+        place_J = torch.arange(kept, device=blocks.device)
+        blocks = torch.where(place_J < counts[..., None], blocks, 0)
     rows_RJ = (blocks + head).flatten(0, 2)
     mask_RS = None
-    if length % block_k:
+    if length % block_k or counts is not None:
         position_RJS = blocks.flatten(0, 2).unsqueeze(-1) * block_k
         position_RJS = position_RJS + torch.arange(block_k, device=blocks.device)
-        mask_RS = (position_RJS < length).flatten(1)
+        mask_RJS = position_RJS < length
+        if counts is not None:
+            place_J = torch.arange(kept, device=blocks.device)
+            mask_RJS &= (place_J < counts.flatten()[:, None])[..., None]
+        mask_RS = mask_RJS.flatten(1)
 
     step = max(1, GATHERED_ELEMENTS // (kept * block_k * d))
     parts = []
