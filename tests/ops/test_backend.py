@@ -84,3 +84,19 @@ def test_the_choice_is_made_once(monkeypatch):
     first = backend.resolve("norm", CPU)
     monkeypatch.setitem(sys.modules, FAKE, fake_form(None))
     assert backend.resolve("norm", CPU) is first
+
+
+def test_a_preference_goes_before_speed_and_is_said(monkeypatch):
+    fake = fake_form(None)
+    monkeypatch.setitem(sys.modules, FAKE, fake)
+    sentence = "The plain form was faster here."
+    monkeypatch.setitem(backend.PREFERENCES, ("norm", "cpu"), ("portable", sentence))
+    choice = backend.resolve("norm", CPU)
+    assert choice.backend == "portable" and choice.reason.endswith(sentence)
+    monkeypatch.setenv(backend.VARIABLE, "triton")
+    assert backend.resolve("norm", CPU).backend == "triton"
+
+
+def test_dense_attention_prefers_pytorch_on_nvidia_gpus():
+    choice = backend.resolve("attention", torch.device("cuda"))
+    assert choice.backend == "portable" and "cuDNN" in choice.reason

@@ -10,7 +10,8 @@ A form is a module with the operator's functions. It is found by its file name, 
 ``triton.py`` to a folder is all that is needed to offer it. A form that runs on some devices only
 defines ``obstacle(device) -> str | None``: the sentence that says why it cannot run there.
 
-The fastest form without an obstacle is taken. ``TURBODIFFUSION_BACKEND=naive|portable|triton``
+The fastest form without an obstacle is taken: Triton, unless ``PREFERENCES`` names another for the
+operator and the kind of device. ``TURBODIFFUSION_BACKEND=naive|portable|triton``
 forces one for every operator; where that form does not exist the run stops with an error, because
 a comparison with the wrong form is worse than none.
 """
@@ -33,6 +34,16 @@ Backend = Literal["naive", "portable", "triton"]
 VARIABLE = "TURBODIFFUSION_BACKEND"
 FASTEST_FIRST: tuple[Backend, ...] = ("triton", "portable", "naive")
 OPERATORS = ("attention", "linear", "norm", "rope", "sla")
+
+PREFERENCES: dict[tuple[str, str], tuple[Backend, str]] = {
+    ("attention", "cuda"): (
+        "portable",
+        "PyTorch's flash and cuDNN kernels are the fastest dense attention on NVIDIA GPUs.",
+    ),
+}
+"""By operator and kind of device: the form to take before any other, and the sentence why.
+
+Forcing a form with the variable goes before a preference."""
 
 _choices: dict[tuple[str, str, str], Choice] = {}
 
@@ -85,6 +96,10 @@ def available(operator: str, device: torch.device) -> list[Backend]:
 
 
 def _fastest(operator: str, device: torch.device) -> Choice:
+    preferred = PREFERENCES.get((operator, device.type))
+    if preferred is not None and _obstacle(operator, preferred[0], device) is None:
+        backend, why = preferred
+        return Choice(backend, f"{operator} runs its {backend} form on {device}. {why}")
     passed_over: list[str] = []
     for backend in FASTEST_FIRST:
         obstacle = _obstacle(operator, backend, device)
