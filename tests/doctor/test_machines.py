@@ -39,6 +39,7 @@ OWN = Python(
     executable="/opt/my env/bin/python", environment="/opt/my env", kind="venv", ours=False
 )
 LIMIT_8 = Memory(64 * GB, 7 * GB, 0, 8 * GB)
+READ_ONLY = replace(folders()[3], writable=False)
 STALE = "C:\\turbo\\.venv\\Scripts\\vcruntime140.dll"
 STUB = Driver(True, "", 34, 0, (), ())
 COMPAT = Driver(True, "", 804, 0, (535, 183, 1), (535, 183, 1))
@@ -412,6 +413,13 @@ MACHINES: list[Row] = [
         BLOCKED,
         "P04:blocker",
         ["sudo nvidia-smi -c 0"],
+    ),
+    (
+        "kernels' cache that belongs to root",
+        linux("RTX 4090", folders=(*folders()[:3], READ_ONLY, folders()[4])),
+        WARN,
+        "P13:major",
+        ['export TRITON_CACHE_DIR="$HOME/turbo"'],
     ),
     ("others use the GPU", linux("RTX 4090", gpus=BUSY), WARN, "P16:minor", ["nvidia-smi"]),
     (

@@ -65,7 +65,7 @@ def check(facts: Facts, verdict: Verdict, say: Say) -> bool:
 
 
 def make_clip(say: Say) -> Clip:
-    """Generate with the embedded model, write, read back, judge."""
+    """Generate with the smaller embedded model, write, read back, judge."""
     from turbodiffusion.media.read import read_video
     from turbodiffusion.mini.captions import parse
     from turbodiffusion.mini.judge import judge as look
@@ -74,7 +74,8 @@ def make_clip(say: Say) -> Clip:
     from turbodiffusion.pipeline.batch import generate_all
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        flags = {"prompt": PROMPT, "output": str(Path(folder) / "selftest.mp4"), "seed": 0}
+        output = str(Path(folder) / "selftest.mp4")
+        flags = {"prompt": PROMPT, "model": "micro", "output": output, "seed": 0}
         result = next(iter(generate_all(flags, read_prompt)))
         if result.error is not None:
             raise result.error

@@ -23,15 +23,23 @@ MEMORY_NEEDED = 3.5 * GB
 
 LONG_PATH = 120
 
+VARIABLES = {
+    "environment": "TURBODIFFUSION_VENV",
+    "models": "TURBODIFFUSION_MODELS",
+    "hub cache": "HF_HOME",
+    "compiled kernels": "TRITON_CACHE_DIR",
+}
+"""What moves each folder; the others are temporary."""
+
 
 def caches(facts: Facts) -> list[Finding]:
     """P13: folders for compiled kernels and downloads can be written to."""
     findings = []
     for folder in facts.folders:
         if not folder.writable:
-            variable = {"compiled kernels": "TRITON_CACHE_DIR", "hub cache": "HF_HOME"}.get(
-                folder.what, "TMPDIR" if facts.shell != "powershell" else "TEMP"
-            )
+            variable = VARIABLES.get(folder.what, "TMPDIR")
+            if variable == "TMPDIR" and facts.shell == "powershell":
+                variable = "TEMP"
             elsewhere = "C:\\turbo" if facts.shell == "powershell" else "$HOME/turbo"
             findings.append(
                 Finding(
@@ -43,7 +51,7 @@ def caches(facts: Facts) -> list[Finding]:
                     shell.assign(facts, variable, elsewhere).replace(
                         "'$HOME/turbo'", '"$HOME/turbo"'
                     ),
-                    "TRITON-CACHE-PERMISSION",
+                    "TRITON-CACHE-PERMISSION" if folder.what == "compiled kernels" else "",
                 )
             )
         elif facts.windows and len(folder.path) > LONG_PATH and not facts.windows.long_paths:
@@ -54,7 +62,7 @@ def caches(facts: Facts) -> list[Finding]:
                     f"The path for {folder.what} has {len(folder.path)} characters.",
                     f"At most {LONG_PATH}: files inside reach Windows' limit of 260.",
                     "Use a short one.",
-                    shell.assign(facts, "TRITON_CACHE_DIR", "C:\\turbo"),
+                    shell.assign(facts, VARIABLES.get(folder.what, "TEMP"), "C:\\turbo"),
                     "WIN-LONG-PATH",
                 )
             )
