@@ -68,6 +68,28 @@ def test_the_largest_request_counts(models):
     assert plan_files(files, requests, {}).shape.frames == 9
 
 
+def test_samples_are_decoded_together(models):
+    files = find(tiny.T2V.name)
+    request = resolve(Request("x"), files.card)
+    one, three = (plan_files(files, [request], {}, samples=n).plan for n in (1, 3))
+    assert three.phases[-1].host > one.phases[-1].host
+    assert three.phases[0].host == one.phases[0].host
+
+
+def test_only_the_planned_run_teaches(models, monkeypatch, capsys):
+    """Of runs of different sizes it is the largest one that was planned."""
+    learned = []
+    monkeypatch.setattr(
+        "turbodiffusion.pipeline.batch.learn", lambda planned, *_: learned.append(planned)
+    )
+    Path("p.txt").write_text(
+        '{"prompt": "a", "frames": 1}\n{"prompt": "b", "frames": 5}\n{"prompt": "c", "frames": 1}\n'
+    )
+    words = ["--model", tiny.T2V.name, "--steps", "1", "--output", "o/"]
+    assert main(["generate", "--prompts", "p.txt", *words]) == 0
+    assert [planned.shape.frames for planned in learned] == [5]
+
+
 def test_runs_teach_the_planner(models, capsys):
     assert main(["plan", tiny.T2V.name, "--device", "cpu", "--quantised", "no"]) == 0
     out = capsys.readouterr().out

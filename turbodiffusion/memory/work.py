@@ -78,6 +78,8 @@ class Shape:
     """Bytes of an activation: 2 for bf16, 4 for float32."""
     form: str = "triton"
     """Which operators run: ``triton`` or ``portable``."""
+    samples: int = 1
+    """Videos of one prompt: denoised one after the other, decoded together."""
 
 
 def phases(shape: Shape, sizes: Sizes, attention: Attention, quantised: bool) -> list[Work]:
@@ -105,7 +107,7 @@ def _denoise(shape: Shape, sizes: Sizes, attention: Attention, quantised: bool) 
     c, tokens = shape.card.dit, shape.card.tokens(shape.frames, shape.height, shape.width)
     d, f, rows = c.dim, c.ffn_dim, c.text_len
     joined = shape.guided and shape.card.embedded  # both branches as one batch
-    calls = shape.steps * (2 if shape.guided else 1)
+    calls = shape.samples * shape.steps * (2 if shape.guided else 1)
     linears = 12 * tokens * d * d + 4 * tokens * d * f
     cross = 4 * tokens * rows * d
     eight = sixteen = 0.0
@@ -150,9 +152,9 @@ def decode_work(shape: Shape, sizes: Sizes, pixels: int | None = None) -> Work:
     area = frame if pixels is None else pixels
     stride, later = vae.temporal_stride, vae.latent_frames(shape.frames) - 1
     first, further = decode_operations(vae)
-    live = (_cache(vae) + vae.dim * (4 * stride + 4)) * area * shape.element
+    live = (_cache(vae) + vae.dim * (4 * stride + 4)) * area * shape.element * shape.samples
     operations = (first + later * further) * frame + (1 + later) * _attention(vae, frame)
-    return Work("decode", 0.0, operations, 0.0, sizes.vae, 0, int(live))
+    return Work("decode", 0.0, operations * shape.samples, 0.0, sizes.vae, 0, int(live))
 
 
 def encode_work(shape: Shape, sizes: Sizes, pixels: int | None = None) -> Work:

@@ -17,7 +17,14 @@ from turbodiffusion.pipeline.identity import differing_parts
 from turbodiffusion.pipeline.jobs import Job, plan_jobs, request_of
 from turbodiffusion.pipeline.outputs import plan_outputs
 from turbodiffusion.pipeline.placement import apply, with_ladder
-from turbodiffusion.pipeline.planning import Planned, learn, plan_files, require_fit, summary
+from turbodiffusion.pipeline.planning import (
+    Planned,
+    describes,
+    learn,
+    plan_files,
+    require_fit,
+    summary,
+)
 from turbodiffusion.pipeline.progress import Progress
 from turbodiffusion.pipeline.report import RunReport
 from turbodiffusion.pipeline.request import Fit, Request, resolve
@@ -69,7 +76,8 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
     names = plan_outputs(jobs, requests)
     progress = Progress(len(jobs))
     progress.note(_announce(files.card, requests[0]))
-    files, planned = _plan(files, requests, flags, progress)
+    samples = max(job.samples for job in jobs)
+    files, planned = _plan(files, requests, flags, progress, samples)
     pipe = open_pipeline(files, flags, progress)
     if planned is not None:
         apply(pipe, planned.plan.settings)
@@ -87,13 +95,13 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
                 raise
             yield Result(job, error=known.with_traceback(None))  # its frames hold tensors
             continue
-        if planned is not None and request == requests[0] and job.samples == 1:
+        if planned is not None and describes(planned, request, job.samples):
             learn(planned, pipe.any_expert.quantized, result.seconds)
         yield result
 
 
 def _plan(
-    files: Files, requests: list[Request], flags: dict[str, Any], progress: Progress
+    files: Files, requests: list[Request], flags: dict[str, Any], progress: Progress, samples: int
 ) -> tuple[Files, Planned | None]:
     """Ask the planner before anything is loaded; it may refuse, or choose the 8-bit files.
 
@@ -104,7 +112,7 @@ def _plan(
         return files, None
     name = str(flags.get("model") or "")
     chosen = name in CARDS  # a name leaves the layout open, a path or NAME-quant does not
-    planned = plan_files(files, requests, flags, others=chosen)
+    planned = plan_files(files, requests, flags, others=chosen, samples=samples)
     require_fit(planned)
     progress.note(f"plan: {summary(planned)}")
     for step in planned.plan.steps:

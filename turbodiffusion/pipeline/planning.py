@@ -144,18 +144,20 @@ def plan_card(
 
 
 def plan_files(
-    files: Files, requests: Sequence[Request], flags: dict[str, Any], others: bool = True
-) -> Planned:
+    files: Files, requests: Sequence[Request], flags: dict[str, Any], others: bool = True,
+    samples: int = 1,
+) -> Planned:  # fmt: skip
     """A plan for the largest of ``requests`` with the files that were found.
 
     Args:
         flags: ``device``, ``attention`` and ``topk`` count.
         others: the 8-bit files of the same model may be chosen instead, if they are here.
+        samples: most videos of one prompt side by side.
     """
     device = pick_device(flags.get("device"))
     card = files.card
     largest = max(requests, key=lambda r: (r.width or 0) * (r.height or 0) * (r.frames or 0))
-    shape = shape_of(largest, card, device)
+    shape = replace(shape_of(largest, card, device), samples=samples)
     first = next(iter(files.dit.values()))
     found = describe(read_header(first))
     layout = Layout(_sizes(card, found.quantized, shape.element), found.quantized)
@@ -220,6 +222,14 @@ def require_fit(planned: Planned) -> None:
         f"frames, does not fit: {made.problem}.",
         f"{hint}. `turbodiffusion plan` shows the figures, --no-plan tries all the same.",
     )
+
+
+def describes(planned: Planned, request: Request, samples: int) -> bool:
+    """Whether a plan is the one of this very run, and not of a larger one beside it."""
+    shape = planned.shape
+    return (shape.width, shape.height, shape.frames, shape.steps, shape.guided, shape.samples) == (
+        request.width, request.height, request.frames, request.steps, request.guided, samples,
+    )  # fmt: skip
 
 
 def learn(planned: Planned, quantised: bool, seconds: dict[str, float]) -> list[Rate]:
