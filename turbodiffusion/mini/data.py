@@ -201,7 +201,6 @@ class LatentPool:
         copied, and every copy waits until the device has done all that was asked before.
         """
         assert self.latents is not None and self.ids is not None and self.masks is not None
-        where = {"generator": generator, "device": self.device}
-        pick = torch.randint(len(self), (n,), **where)
-        variant = torch.randint(CAPTIONS_PER_CLIP, (n,), **where)
+        pick = torch.randint(len(self), (n,), generator=generator, device=self.device)
+        variant = torch.randint(CAPTIONS_PER_CLIP, (n,), generator=generator, device=self.device)
         return self.latents[pick].float(), self.ids[pick, variant], self.masks[pick, variant]
