@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -100,3 +101,11 @@ def test_a_preference_goes_before_speed_and_is_said(monkeypatch):
 def test_dense_attention_prefers_pytorch_on_nvidia_gpus():
     choice = backend.resolve("attention", torch.device("cuda"))
     assert choice.backend == "portable" and "cuDNN" in choice.reason
+
+
+def test_importing_the_operators_does_not_load_the_tracer():
+    """It takes longer than torch itself, at every start."""
+    code = "import sys\nfrom turbodiffusion.ops import attention, linear, norm, rope, sla\n"
+    code += "print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -192,7 +192,7 @@ def fp8_linear(
     return out_MN.view(*x.shape[:-1], n)
 
 
-@torch.compiler.assume_constant_result
+@backend.constant_in_graphs
 def has_int8(device: torch.device) -> bool:
     """Whether 8-bit products are faster than others there, or their numerics were forced.
 
