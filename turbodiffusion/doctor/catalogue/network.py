@@ -85,7 +85,7 @@ ENTRIES = (
             ),
         ),
         patterns=(r"Read timed out", r"The read operation timed out"),
-        exact=(r"ReadTimeout(Error)?(?![\w=])", r"ConnectTimeout(Error)?(?![\w=])"),
+        exact=(r"ReadTimeout(Error)?(?![\w=]|: ?\d)", r"ConnectTimeout(Error)?(?![\w=]|: ?\d)"),
         seen=(
             (
                 "ReadTimeoutError(\"HTTPSConnectionPool(host='<hub>', port=443): Read timed out. "
@@ -149,8 +149,12 @@ ENTRIES = (
             r"Name or service not known",
             r"getaddrinfo failed",
             r"Temporary failure in name resolution",
+            r"Could not resolve host",
         ),
-        seen=("Failed to establish a new connection: [Errno -2] Name or service not known",),
+        seen=(
+            "Failed to establish a new connection: [Errno -2] Name or service not known",
+            "curl: (6) Could not resolve host: example.com",
+        ),
         stage="download",
         platforms="linux windows wsl",
         relation="P",
