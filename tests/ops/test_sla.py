@@ -137,7 +137,7 @@ def test_small_copies_give_the_same_result(monkeypatch):
     portable = form("sla", "portable")
     arguments = *qkv(600), *projection()
     whole = sparse_linear_attention(*arguments, **GEOMETRY, feature_map="softmax")
-    monkeypatch.setattr(portable, "GATHERED_ELEMENTS", 7 * 11 * 16 * D)
+    monkeypatch.setattr(portable, "GATHERED_ON_CPU", 7 * 11 * 16 * D)
     assert torch.equal(
         whole, sparse_linear_attention(*arguments, **GEOMETRY, feature_map="softmax")
     )

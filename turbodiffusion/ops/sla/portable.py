@@ -17,13 +17,14 @@ from turbodiffusion.ops.sla.naive import EPS, feature, sparse_attention, top_blo
 __all__ = ["block_scores", "sparse_attention", "sparse_linear_attention", "top_blocks"]
 
 GATHERED_ELEMENTS = 1 << 26  # of keys, and as many of values, copied at a time
+GATHERED_ON_CPU = 1 << 23  # there into one buffer: memory new for every copy costs page faults
 
 
 def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> Tensor:
-    mean_B1ND = k_BLND.float().mean(1, keepdim=True).to(k_BLND.dtype)
-    q_BNQD = _means(q_BLND, block_q).transpose(1, 2).float()
-    k_BNKD = _means(k_BLND - mean_B1ND, block_k).transpose(1, 2).float()
-    return q_BNQD @ k_BNKD.mT
+    dtype = q_BLND.dtype
+    smooth_BLND = k_BLND - k_BLND.mean(1, keepdim=True, dtype=torch.float32).to(dtype)
+    q_BNQD = _means(q_BLND, block_q).to(dtype).transpose(1, 2).float()
+    return q_BNQD @ _means(smooth_BLND, block_k).to(dtype).transpose(1, 2).float().mT
 
 
 def sparse_linear_attention(
@@ -39,18 +40,23 @@ def sparse_linear_attention(
     counts: Tensor | None = None,
 ) -> Tensor:
     sparse_BNLD = _sparse(q_BLND, k_BLND, v_BLND, blocks, block_q, block_k, counts)
-    linear_BNLD = _linear(q_BLND, k_BLND, v_BLND, feature_map)
-    joined_BNLD = F.linear(linear_BNLD, proj_weight.float(), proj_bias.float())
+    joined_BNLD = _linear(q_BLND, k_BLND, v_BLND, proj_weight, feature_map) + proj_bias.float()
     return (sparse_BNLD.float() + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
 
 
-def _linear(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, feature_map: str) -> Tensor:
-    """The linear branch, (B, N, L, D) float32."""
+def _linear(
+    q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, proj_weight: Tensor, feature_map: str
+) -> Tensor:
+    """The linear branch and its projection, (B, N, L, D) float32.
+
+    The projection is applied to the state, and the key sum is one more column of it: one product
+    for the queries instead of three.
+    """
     phi_q = feature(q_BLND, feature_map).transpose(1, 2).float()
     phi_k = feature(k_BLND, feature_map).transpose(1, 2).float()
-    state_BNDD = phi_k.mT @ v_BLND.transpose(1, 2).float()
-    weight_BNL1 = phi_q @ phi_k.sum(2).unsqueeze(-1)
-    return (phi_q @ state_BNDD) / (EPS + weight_BNL1)
+    state_BNDD = (phi_k.mT @ v_BLND.transpose(1, 2).float()) @ proj_weight.float().mT
+    both = phi_q @ torch.cat([state_BNDD, phi_k.sum(2).unsqueeze(-1)], -1)
+    return both[..., :-1] / (EPS + both[..., -1:])
 
 
 def _sparse(
@@ -85,17 +91,26 @@ def _sparse(
             mask_RJS &= (place_J < counts.flatten()[:, None])[..., None]
         mask_RS = mask_RJS.flatten(1)
 
-    step = max(1, GATHERED_ELEMENTS // (kept * block_k * d))
+    on_cpu = q_BLND.device.type == "cpu"
+    if on_cpu:  # as fused_attention would, but before keys and values are copied
+        k_rows, v_rows = k_rows.float(), v_rows.float()
+    step = max(1, (GATHERED_ON_CPU if on_cpu else GATHERED_ELEMENTS) // (kept * block_k * d))
+    step = min(step, q_RXD.shape[0])
+    buffers: tuple[Tensor | None, Tensor | None] = None, None
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q_RXD, k_rows, v_rows))):
+        shape = step * kept, block_k * d
+        buffers = k_rows.new_empty(shape), v_rows.new_empty(shape)
     parts = []
     for start in range(0, q_RXD.shape[0], step):
         chosen = rows_RJ[start : start + step]
-        size = chosen.shape[0], kept * block_k, d
-        k_RSD = k_rows.index_select(0, chosen.flatten()).view(size)
-        v_RSD = v_rows.index_select(0, chosen.flatten()).view(size)
-        mask = None if mask_RS is None else mask_RS[start : start + step, None, None]
-        out = fused_attention(
-            q_RXD[start : start + step, None], k_RSD[:, None], v_RSD[:, None], mask=mask
+        k_RSD, v_RSD = (
+            torch.index_select(
+                rows, 0, chosen.flatten(), out=None if into is None else into[: chosen.numel()]
+            ).view(chosen.shape[0], 1, kept * block_k, d)
+            for rows, into in zip((k_rows, v_rows), buffers, strict=True)
         )
+        mask = None if mask_RS is None else mask_RS[start : start + step, None, None]
+        out = fused_attention(q_RXD[start : start + step, None], k_RSD, v_RSD, mask=mask)
         parts.append(out[:, 0])
     return torch.cat(parts).view(b, n, -1, d)[:, :, :length]
 
@@ -107,9 +122,9 @@ def _cut(x_BLND: Tensor, block: int) -> Tensor:
 
 
 def _means(x_BLND: Tensor, block: int) -> Tensor:
-    """Mean of each block of tokens, (B, blocks, N, D) in the dtype of ``x_BLND``."""
+    """Mean of each block of tokens, (B, blocks, N, D) float32."""
     length = x_BLND.shape[1]
-    padded = F.pad(x_BLND.float(), (0, 0, 0, 0, 0, -length % block)).unflatten(1, (-1, block))
+    padded = F.pad(x_BLND, (0, 0, 0, 0, 0, -length % block)).unflatten(1, (-1, block))
     start = torch.arange(0, length, block, device=x_BLND.device)
     count = (length - start).clamp(max=block).view(1, -1, 1, 1)
-    return (padded.sum(2) / count).to(x_BLND.dtype)
+    return padded.sum(2, dtype=torch.float32) / count
