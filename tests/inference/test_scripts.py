@@ -79,7 +79,7 @@ def test_published_command(models, capsys):
     video = read_video("out.mp4")
     assert video.frames.shape == (9, 32, 48, 3) and video.settings["sigma_max"] == 80
     assert video.settings["attention"]["topk"] == 0.25
-    assert shown.err.count("warning:") == 1 and "sagesla is computed as sla" in shown.err
+    assert shown.err.count("warning:") == 1 and "accuracy of 8-bit attention" in shown.err
     assert shown.out.strip().endswith("out.mp4")
 
 

@@ -21,7 +21,7 @@ def pipe(model_folder, tmp_path_factory):
         patch.setitem(turbodiffusion.models.cards.CARDS, tiny.T2V.name, tiny.T2V)
         patch.setenv("TURBODIFFUSION_MODELS", str(model_folder))
         patch.setenv("TURBODIFFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with pytest.warns(UserWarning, match="sagesla is computed as sla"):
+        with pytest.warns(UserWarning, match="accuracy of 8-bit attention"):
             return turbodiffusion.load(model_folder / tiny.FILES["bf16"], device="cpu")
 
 
@@ -180,7 +180,7 @@ def test_loading_refuses(models, monkeypatch):
 
 
 def test_topk_alone_follows_the_file(models):
-    with pytest.warns(UserWarning, match="sagesla is computed as sla"):
+    with pytest.warns(UserWarning, match="accuracy of 8-bit attention"):
         sparse = turbodiffusion.load(models["bf16"], topk=0.5)
     assert sparse.any_expert.attention.kind == "sagesla"
     assert sparse.any_expert.attention.topk == 0.5

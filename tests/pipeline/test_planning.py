@@ -22,7 +22,7 @@ from turbodiffusion.pipeline.rates import Rate
 from turbodiffusion.pipeline.request import Request, resolve
 from turbodiffusion.weights.find import find
 
-pytestmark = pytest.mark.filterwarnings("ignore:sagesla is computed as sla")
+pytestmark = pytest.mark.filterwarnings("ignore:.*accuracy of 8-bit attention")
 T2V = ["--model", tiny.T2V.name, "--steps", "1", "--output", "o.png", "--frames", "1"]
 
 

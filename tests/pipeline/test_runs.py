@@ -57,7 +57,7 @@ def test_text_to_video(models, run, capsys):
     shown = capsys.readouterr()
     assert f"{attention} attention" in shown.err
     assert shown.out.strip() == str(Path("out.mp4").absolute())
-    assert shown.err.count("sagesla is computed as sla") == (attention == "sagesla")
+    assert shown.err.count("accuracy of 8-bit attention") == (attention == "sagesla")
     assert ("no projection for sparse attention" in shown.err) is (file == "plain")
 
 

@@ -20,7 +20,7 @@ from turbodiffusion.pipeline.request import resolve
 
 @pytest.fixture
 def i2v(models) -> Pipeline:
-    with pytest.warns(UserWarning, match="sagesla is computed as sla"):
+    with pytest.warns(UserWarning, match="accuracy of 8-bit attention"):
         return load(tiny.I2V.name, device="cpu")
 
 

@@ -33,12 +33,6 @@ TOLERANCE = 1.2
 TIMED_SHARE = 0.5
 """Of the time of an operator; the rest is for compiling and checking."""
 
-CORE = (
-    (4, 2, 0), (4, 3, 0), (4, 4, 0), (8, 2, 0), (8, 3, 0), (8, 4, 0), (8, 2, 128), (8, 3, 128),
-    (8, 4, 128), (4, 3, 0, True), (8, 3, 0, True), (8, 3, 128, True),
-)  # fmt: skip
-"""Warps, stages, registers and two-level sums of 8-bit attention that are worth a trial."""
-
 Candidates = Callable[[tuple[int, int], Shape], Sequence[Any]]
 
 
@@ -108,7 +102,7 @@ def tunables() -> list[Tunable]:
     norms = ("rms_norm", "layer_norm_modulate", "modulate_quantize", "rms_norm_rope")
     return [
         Tunable("sagesla", sage_config.CoreConfig, "pick", (("sagesla", ""), ("sage", "")),
-                lambda c, s: [sage_config.CoreConfig(*numbers) for numbers in CORE]),
+                lambda c, s: sage_config.CoreConfig.candidates(c)),
         Tunable("int8", linear_config.GemmConfig, "of", fused,
                 lambda c, s: linear_config.candidates(c, s.tokens)),
         Tunable("fp8", linear_config.Fp8Config, "of", (("fp8", "qkv"), ("fp8", "ffn1")),

@@ -30,6 +30,7 @@ from turbodiffusion.models.layers import Float32, HeadNorm, Int8Linear, LayerNor
 from turbodiffusion.ops.attention import attention
 from turbodiffusion.ops.norm import layer_norm, layer_norm_modulate
 from turbodiffusion.ops.rope import rope_table
+from turbodiffusion.ops.sage import sage_sparse_linear_attention
 from turbodiffusion.ops.sla import sparse_linear_attention
 
 Grid = tuple[int, int, int]
@@ -42,8 +43,7 @@ Text = Tensor | KeysValues
 class SparseLinearAttention(nn.Module):
     """SLA with its projection ``proj_l``, zero at first and shared by the heads of the layer.
 
-    ``sagesla`` names the same function with an 8-bit sparse branch; until that operator has a
-    form of its own it is computed like ``sla``, which is slower and more exact.
+    ``sagesla`` is the same function with an 8-bit sparse branch, for inference only.
     """
 
     def __init__(self, head_dim: int, settings: Attention) -> None:
@@ -55,7 +55,8 @@ class SparseLinearAttention(nn.Module):
 
     def forward(self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
         s = self.settings
-        return sparse_linear_attention(
+        operator = sage_sparse_linear_attention if s.kind == "sagesla" else sparse_linear_attention
+        return operator(
             q_BLND, k_BLND, v_BLND, self.proj_l.weight, self.proj_l.bias,
             topk=s.topk, block_q=s.block_q, block_k=s.block_k, feature_map=s.feature_map,
         )  # fmt: skip

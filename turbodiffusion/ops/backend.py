@@ -34,7 +34,7 @@ Backend = Literal["naive", "portable", "triton"]
 
 VARIABLE = "TURBODIFFUSION_BACKEND"
 FASTEST_FIRST: tuple[Backend, ...] = ("triton", "portable", "naive")
-OPERATORS = ("attention", "linear", "norm", "rope", "sla")
+OPERATORS = ("attention", "linear", "norm", "rope", "sage", "sla")
 
 PREFERENCES: dict[tuple[str, str], tuple[Backend, str]] = {
     ("attention", "cuda"): (

@@ -13,6 +13,7 @@ from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.models.cards import Attention
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import Tokenizer
+from turbodiffusion.ops import backend
 from turbodiffusion.pipeline.identity import WeightIdentity
 from turbodiffusion.pipeline.pipeline import Pipeline
 from turbodiffusion.weights.find import Files, find
@@ -124,10 +125,13 @@ def _attention(
 def _notes(pipe: Pipeline, asked: Attention | None, topk: float | None) -> list[str]:
     """What the user of this model should know, one sentence each."""
     used, notes = pipe.any_expert.attention, []
-    if used.kind == "sagesla":
+    if (
+        used.kind == "sagesla"
+        and (form := backend.resolve("sage", pipe.device)).backend != "triton"
+    ):
         notes.append(
-            "sagesla is computed as sla here: the same sparse blocks and linear branch, without "
-            "the 8-bit rounding of the released kernel, whose operator this version does not have."
+            f"{form.reason} It has the accuracy of 8-bit attention but not its speed: attention "
+            "sla is faster here."
         )
     if used.kind == "dense" and topk is not None:
         notes.append(f"topk {topk} is without effect: this network runs dense attention.")

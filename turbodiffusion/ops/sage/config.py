@@ -1,0 +1,98 @@
+"""Launch numbers of 8-bit attention, and which format its second product takes on which GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+PRODUCTS = ("fp16", "bf16", "fp8")
+"""Formats of probabilities and values in the second product."""
+
+
+def default_product(capability: tuple[int, int]) -> str:
+    """``pv="auto"``: e4m3 from 8.9 on, where tensor cores have it; float16 before."""
+    return "fp8" if capability >= (8, 9) else "fp16"
+
+
+def integer_dtype(capability: tuple[int, int]) -> torch.dtype:
+    """What quantised queries and keys are stored as.
+
+    Triton multiplies int8 on the tensor cores of every GPU but 10.x, whose tcgen05 it does not
+    reach that way. There bf16 carries the same integers: up to 256 it is exact, and so are float32
+    sums of 128 products of them.
+    """
+    return torch.bfloat16 if capability[0] == 10 else torch.int8
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Launch of the attention kernel, one query block a program.
+
+    Args:
+        num_warps: warps that share the rows of a query block.
+        num_stages: key blocks in flight, each in its own shared memory.
+        registers: limit a thread, 0 for none. 128 lets two programs of eight warps share a
+            multiprocessor, so that one's softmax runs beside the other's products.
+        two_level: add each block's e4m3 product to the float32 sum in registers. Without it the
+            tensor core adds, which on Hopper keeps fewer bits of the sum.
+    """
+
+    num_warps: int = 8
+    num_stages: int = 2
+    registers: int = 0
+    two_level: bool = False
+
+    @classmethod
+    def pick(
+        cls, capability: tuple[int, int], block_q: int, block_k: int, width: int, pv: str
+    ) -> CoreConfig:
+        """Eight warps: with four, 128 rows need more registers than a thread has."""
+        return cls(num_stages=3 if capability in _LARGE_SHARED else 2)
+
+    @classmethod
+    def candidates(cls, capability: tuple[int, int]) -> list[CoreConfig]:
+        """Launches worth timing. Those of four warps spill with 128 query rows."""
+        if capability not in _LARGE_SHARED:
+            return [cls(8, 2), cls(8, 1), cls(4, 2)]
+        found = [cls(warps, stages) for warps in (8, 4) for stages in (2, 3, 4)]
+        if capability == (9, 0):
+            found += [cls(8, stages, 128) for stages in (2, 3, 4)]
+            found += [cls(8, 3, two_level=True), cls(8, 3, 128, two_level=True)]
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """Launch options that only exist when they limit something."""
+        return {"maxnreg": self.registers} if self.registers else {}
+
+
+_LARGE_SHARED = ((8, 0), (9, 0), (10, 0))
+"""GPUs whose multiprocessors have 160 KiB of shared memory or more; the others have 99."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Launch of the passes that average, smooth and quantise.
+
+    Args:
+        programs: of the pass over keys and values, how many an average multiprocessor gets; more
+            hide memory latency better and leave more partial states to add.
+    """
+
+    num_warps: int = 8
+    num_stages: int = 2
+    programs: int = 4
+
+    @classmethod
+    def keys(cls, block: int, state: bool) -> PrepareConfig:
+        """The pass over keys and values, with or without the state of the linear branch."""
+        return cls(num_warps=8 if state or block > 64 else 4)
+
+
+def linear_rows(capability: tuple[int, int], block_q: int) -> int:
+    """Queries whose linear branch is computed at a time.
+
+    Few keep it in registers; the matrix instructions of 9.0 and 10.0 take no fewer than 64.
+    """
+    return min(block_q, 64 if capability in ((9, 0), (10, 0)) else 32)
