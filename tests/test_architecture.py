@@ -19,7 +19,8 @@ LEVELS = (
     ("models",),
     ("sampling", "weights", "memory", "media", "parallel"),
     ("pipeline",),
-    ("serve", "bench", "train", "mini", "integrations"),
+    ("train",),
+    ("serve", "bench", "mini", "integrations"),  # mini distils with the losses of train
     ("doctor",),  # measures speed with bench and tries itself out with mini
     ("cli", "inference"),
     ("door",),

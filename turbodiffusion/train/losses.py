@@ -1,0 +1,214 @@
+"""What an iteration minimises, as the trainer sees it, and the two objectives of one network.
+
+An objective is asked for the *phase* of an iteration: which network learns, and closures that each
+draw their noise, run the networks and return a loss. The trainer runs ``backward`` after every
+closure, so that only one graph is alive at a time; gradients add up, and the processes need to
+exchange them after the last one only. Then one optimiser steps.
+
+Losses and the arithmetic around the networks are float64 wherever the networks' answers allow it;
+latents are small next to the networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.errors import UsageError
+from turbodiffusion.train.times import Times, broadcast
+
+Trained = Literal["student", "fake_score"]
+"""The network that an optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the objectives need of the data, on the device of the networks.
+
+    Args:
+        latents_BCTHW: clean latents.
+        context_BSD: text embeddings; ``negative_BSD`` those of the negative (or empty) prompt,
+            for guidance and for dropped captions.
+        condition_BCTHW: image-to-video only: mask and image latents.
+    """
+
+    latents_BCTHW: Tensor
+    context_BSD: Tensor
+    negative_BSD: Tensor | None = None
+    condition_BCTHW: Tensor | None = None
+
+    def negative(self) -> Tensor:
+        """Embedding of the negative prompt, repeated over the batch.
+
+        Raises:
+            UsageError: the batch has none.
+        """
+        if self.negative_BSD is None:
+            raise UsageError(
+                "train-negative",
+                "The batch has no embedding of the negative prompt, and guidance or dropped "
+                "captions need one.",
+                "Add it to the data, or set guidance to 1 and drop to 0.",
+            )
+        return self.negative_BSD.expand_as(self.context_BSD)
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """One loss (0-d, with graph) and numbers to log (0-d, detached)."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+Closure = Callable[[Batch, torch.Generator], LossParts]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One iteration.
+
+    Args:
+        name: for logs and timers.
+        trains: the network whose optimiser and learning rate step afterwards.
+        closures: run in order, each followed by its own backward.
+        step: how many times that network has been stepped before; counts its learning rate.
+        ema: iteration to give :func:`~.ema.decay` after the step; None: leave the average alone.
+    """
+
+    name: str
+    trains: Trained
+    closures: tuple[Closure, ...]
+    step: int
+    ema: int | None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a run. All take ``(x, timestep_B1, context, condition)``.
+
+    ``teacher`` and ``fake_score`` are None where an objective has none.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None = None
+    fake_score: nn.Module | None = None
+
+    def need(self, role: Literal["teacher", "fake_score"]) -> nn.Module:
+        """The network of this role.
+
+        Raises:
+            UsageError: the run has none.
+        """
+        network = self.teacher if role == "teacher" else self.fake_score
+        if network is None:
+            raise UsageError(
+                "train-network",
+                f"The stage needs a network for the role {role!r}, and none was given.",
+                "Give the weights of the teacher; the fake score starts as a copy of it.",
+            )
+        return network
+
+
+class Objective(Protocol):
+    """What a stage minimises."""
+
+    networks: Networks
+
+    def phase(self, iteration: int) -> Phase:
+        """What happens in ``iteration`` (from 0)."""
+        ...
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Precision in which ``network`` computes: its ``compute_dtype``, or that of its weights.
+
+    A sharded network stores its weights in float32 and computes in another type.
+    """
+    given = getattr(network, "compute_dtype", None)
+    return given if given is not None else next(network.parameters()).dtype
+
+
+def call(
+    network: nn.Module, x_BCTHW: Tensor, time_B1: Tensor, context_BSD: Tensor, batch: Batch
+) -> Tensor:
+    """The velocity of a network at flow times ``time_B1``, float32."""
+    dtype = dtype_of(network)
+    condition = batch.condition_BCTHW
+    out = network(
+        x_BCTHW.to(dtype),
+        (1000 * time_B1).to(dtype),
+        context_BSD.to(dtype),
+        None if condition is None else condition.to(dtype),
+    )
+    return out.float()
+
+
+def randn(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal float32 noise of the shape of ``like``."""
+    return torch.randn(like.shape, generator=generator, device=like.device)
+
+
+def noisy(x0_BCTHW: Tensor, noise_BCTHW: Tensor, time_B1: Tensor) -> Tensor:
+    """``(1 − τ)·x0 + τ·ε``, float64."""
+    tau = broadcast(time_B1, x0_BCTHW)
+    return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
+
+
+class FlowMatching:
+    """Ordinary training: the velocity ε − x0 is the target; captions are dropped at times.
+
+    Also the black-box way to tune sparse attention, where ``student`` has it.
+
+    Args:
+        times: distribution of τ; ``drop`` the share of captions replaced by the negative prompt,
+            which teaches the unconditional branch of guidance.
+    """
+
+    def __init__(self, networks: Networks, times: Times, drop: float = 0.0) -> None:
+        self.networks, self.times, self.drop = networks, times, drop
+
+    def phase(self, iteration: int) -> Phase:
+        return Phase("flow", "student", (self.loss,), iteration, iteration)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
+        """Mean squared error over all elements."""
+        x0 = batch.latents_BCTHW
+        tau = self.times.draw(x0.shape[0], generator)
+        noise = randn(x0, generator)
+        context = batch.context_BSD
+        if self.drop:
+            chance = torch.rand(x0.shape[0], 1, 1, generator=generator, device=x0.device)
+            context = torch.where(chance < self.drop, batch.negative(), context)
+        v = call(self.networks.student, noisy(x0, noise, tau), tau, context, batch)
+        loss = (v - (noise - x0.float())).square().mean()
+        return LossParts(loss, {"flow": loss.detach()})
+
+
+class SparseAlignment:
+    """White-box tuning of sparse attention: the student's velocity follows the dense teacher's.
+
+    Both see the same noisy latents and the caption, without guidance and without dropping.
+    """
+
+    def __init__(self, networks: Networks, times: Times, scale: float = 1.0) -> None:
+        self.networks, self.times, self.scale = networks, times, scale
+
+    def phase(self, iteration: int) -> Phase:
+        return Phase("sla", "student", (self.loss,), iteration, iteration)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
+        """``scale`` · mean squared difference; logs its share of the target's energy as well."""
+        x0 = batch.latents_BCTHW
+        tau = self.times.draw(x0.shape[0], generator)
+        x = noisy(x0, randn(x0, generator), tau)
+        with torch.no_grad():
+            target = call(self.networks.need("teacher"), x, tau, batch.context_BSD, batch)
+        v = call(self.networks.student, x, tau, batch.context_BSD, batch)
+        loss = self.scale * (v - target).square().mean()
+        share = loss.detach() / target.square().mean()
+        return LossParts(loss, {"sla": loss.detach(), "sla_share": share})
