@@ -33,10 +33,12 @@ GRID = (1, 3, 3)
 
 
 def int8_block(attention: Attention = DENSE) -> Block:
-    """One block with 8-bit linears, every parameter random."""
+    """One block with 8-bit linears, every parameter random; made on the CPU."""
     whole = random_network(TINY, attention, std=0.05)
     network = WanDiT(TINY, attention, quantized=True)
-    small = quantise(random_network(TINY, DENSE, std=0.05)).state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TURBODIFFUSION_BACKEND", "portable")
+        small = quantise(random_network(TINY, DENSE, std=0.05)).state_dict()
     state = whole.state_dict() | small
     network.load_state_dict({name: state[name] for name in network.state_dict()})
     return network.requires_grad_(False).blocks[0]

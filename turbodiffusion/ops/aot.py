@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
-OPERATORS = ("attention", "linear", "norm", "rope", "sage", "sla")
+OPERATORS = ("attention", "linear", "norm", "rope", "sage", "sla", "tangent")
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Bytes of shared memory that one block may use, by capability."""

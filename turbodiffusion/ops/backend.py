@@ -29,12 +29,13 @@ import torch
 
 from turbodiffusion import ops
 from turbodiffusion.errors import SetupError, UsageError
+from turbodiffusion.ops import dual
 
 Backend = Literal["naive", "portable", "triton"]
 
 VARIABLE = "TURBODIFFUSION_BACKEND"
 FASTEST_FIRST: tuple[Backend, ...] = ("triton", "portable", "naive")
-OPERATORS = ("attention", "linear", "norm", "rope", "sage", "sla")
+OPERATORS = ("attention", "linear", "norm", "rope", "sage", "sla", "tangent")
 
 PREFERENCES: dict[tuple[str, str], tuple[Backend, str]] = {
     ("attention", "cuda"): (
@@ -80,7 +81,10 @@ def form(operator: str, device: torch.device) -> ModuleType:
     name of the form is a constant of the graph, and a module is reached by attributes alone.
     """
     package: ModuleType = getattr(ops, operator)
-    return getattr(package, _resolved_name(operator, device))
+    name = _resolved_name(operator, device)
+    if dual.active() and name == "triton" and operator != "tangent":  # kernels carry no tangents
+        return importlib.import_module(f"{package.__name__}.portable")
+    return getattr(package, name)
 
 
 def constant_in_graphs(function: F) -> F:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from turbodiffusion.errors import UsageError
-from turbodiffusion.ops import backend
+from turbodiffusion.ops import backend, dual
+from turbodiffusion.ops.tangent import dual_attention
 
 
 def attention(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
@@ -34,4 +35,6 @@ def attention(q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor) -> Tensor:
             f"v {tuple(v_BSND.shape)}; k and v must be alike and share B, N and D with q.",
             "Give tensors laid out as (batch, tokens, heads, head width).",
         )
+    if dual.streams():
+        return dual_attention(q_BLND, k_BSND, v_BSND)
     return backend.form("attention", q_BLND.device).attention(q_BLND, k_BSND, v_BSND)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 Capability = tuple[int, int]
 
+LONG = 2048
+"""Rows from which a product fills a GPU with programs that stay on their multiprocessor."""
+
 
 @dataclass(frozen=True)
 class GemmConfig:
@@ -35,10 +38,21 @@ class GemmConfig:
 
     @classmethod
     def of(cls, capability: Capability, m: int) -> GemmConfig:
-        """For ``m`` rows: 512 for text, 32,760 and more for video."""
+        """For ``m`` rows: 512 for text, 32,760 and more for video.
+
+        On an H100 (M 32,760, N and K 13,824 and 5120, GELU epilogue) the specialised kernel runs
+        at 901 TOP/s, the best plain one at 817, cuBLAS in bf16 at 733.
+        """
+        if capability == (9, 0) and m >= LONG:
+            return specialised(group_m=8)
+        return cls.plain(capability)
+
+    @classmethod
+    def plain(cls, capability: Capability) -> GemmConfig:
+        """The same without warps of different tasks, for few rows and where they do not compile."""
         if capability[0] == 9:
-            # Two programs share a multiprocessor, in 223 to 238 registers a thread: one promotes
-            # its half while the other multiplies.
+            # Two programs share a multiprocessor, in 223 to 255 registers a thread: one promotes
+            # its parts while the other multiplies.
             return cls(split_m=2, num_warps=4, descriptors=True, ordered=True)
         if capability[0] == 10:
             return cls(half=True)
@@ -52,23 +66,16 @@ class GemmConfig:
 
 def candidates(capability: Capability, m: int) -> list[GemmConfig]:
     """Launches worth timing; all compute the same, they differ in speed only."""
-    best = GemmConfig.of(capability, m)
+    plain = GemmConfig.plain(capability)
     if capability[0] != 9:
-        return [best, *(replace(best, num_stages=n) for n in (3, 5) if capability == (8, 0))]
-    wide = replace(best, block_m=256, num_warps=8, num_stages=4)
+        return [plain, *(replace(plain, num_stages=n) for n in (3, 5) if capability == (8, 0))]
     return [
-        best,
-        replace(best, group_m=8),
-        replace(best, group_m=32),
-        # Quarters: overlap inside a program too, for operands read twice as often.
-        replace(best, split_n=2),
-        # Twice the tile reads the cache less; one program a multiprocessor must overlap alone.
-        replace(wide, split_n=2),
-        wide,
-        replace(best, num_warps=8, num_stages=4, split_m=1, split_n=2),
-        replace(best, num_warps=8, num_stages=4, split_m=1),
-        specialised(),
+        plain,
+        replace(plain, group_m=32),
+        replace(plain, split_n=2),  # quarters overlap inside a program, operands are read twice
+        replace(plain, num_warps=8, num_stages=4, split_m=1),
         specialised(group_m=8),
+        specialised(),
     ]
 
 

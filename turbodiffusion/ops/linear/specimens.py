@@ -26,7 +26,7 @@ EPILOGUES = {
 
 def specimens(capability: int) -> list[aot.Specimen]:
     pair = divmod(capability, 10)
-    best = GemmConfig.of(pair, ROWS)
+    best = GemmConfig.plain(pair)
     found = [_gemm(f"int8_gemm {name}", best, capability, name) for name in EPILOGUES]
     found.append(_gemm("int8_gemm tile", best, capability, "store", sx_rows=128))
     for config in candidates(pair, ROWS):

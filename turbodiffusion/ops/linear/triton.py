@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any
 
 import torch
@@ -168,14 +170,21 @@ def _int8_gemm(
     (m, k), n = q_MK.shape, weight_NK.shape[0]
     if m == 0:
         return
-    c = config or _config(q_MK.device, m)
+    options |= {"ONE_SAMPLE": rows >= m, "SX_ROWS": 1 if scale_x.shape[0] == m else BLOCK}
+    # With several samples or a float32 residual the specialised kernel would spill; activations
+    # in tiles are for comparisons.
+    simple = (
+        (p_gate is None or rows >= m)
+        and (p_residual is None or p_residual.dtype is not torch.float32)
+        and options["SX_ROWS"] == 1
+    )
+    c = config or _config(q_MK.device, m, simple)
     q_MK, weight_NK = q_MK.contiguous(), weight_NK.contiguous()
     tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
     arguments = (
         scale_x.contiguous(), scale_w.contiguous(), p_bias, p_residual, p_gate, out, p_so,
         m, n, k, rows,
     )  # fmt: skip
-    options |= {"ONE_SAMPLE": rows >= m, "SX_ROWS": 1 if scale_x.shape[0] == m else BLOCK}
     if c.specialised:
         _specialised_gemm(q_MK, weight_NK, tiles, arguments, options, c)
         return
@@ -205,10 +214,23 @@ def _specialised_gemm(
     )  # fmt: skip
 
 
-def _config(device: torch.device, m: int) -> GemmConfig:
+def _config(device: torch.device, m: int, simple: bool) -> GemmConfig:
     if device.type == "cpu":
         return GemmConfig.interpreted()
-    return GemmConfig.of(gpu.capability(device), m)
+    found = GemmConfig.of(gpu.capability(device), m)
+    if found.specialised and not (simple and _has_gluon()):
+        return GemmConfig.plain(gpu.capability(device))
+    return found
+
+
+@functools.cache
+def _has_gluon() -> bool:
+    """Whether this Triton has what ``hopper_kernels.py`` is written in, which is experimental."""
+    try:
+        importlib.import_module("turbodiffusion.ops.linear.hopper_kernels")
+    except (ImportError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _operand(matrix: Tensor, rows: int, descriptors: bool) -> Any:

@@ -56,7 +56,9 @@ def normalise(
         b_sum = b_x[0]
         for i_c in tl.static_range(1, COUNT):
             b_sum += b_x[i_c]
-        b_mean = tl.sum(b_sum, 1)[:, None] * (1.0 / D)
+        # A division, not a factor 1/D: that would be fused with the subtraction of the mean, whose
+        # rounding error then stays in rows without variance, enlarged by 1/sqrt(eps).
+        b_mean = tl.div_rn(tl.sum(b_sum, 1), D * 1.0)[:, None]
         b_z = ()
         for i_c in tl.static_range(COUNT):
             b_c = b_x[i_c] - b_mean

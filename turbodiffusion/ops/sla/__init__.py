@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.errors import UsageError
-from turbodiffusion.ops import backend
+from turbodiffusion.ops import backend, dual
 
 FeatureMap = Literal["softmax", "elu", "relu"]
 
@@ -56,8 +56,15 @@ def sparse_linear_attention(
         (B, L, N, D) in the dtype of the queries.
 
     Raises:
-        UsageError: shapes, ratio, block sizes or feature map that cannot be used.
+        UsageError: shapes, ratio, block sizes or feature map that cannot be used; a pass with
+            tangents, which sparse attention has none of.
     """
+    if dual.active():
+        raise UsageError(
+            "ops-sla-tangent",
+            "Sparse attention was asked for its derivative along a direction, and has none.",
+            "Distil a network with dense attention and merge the sparse one's delta afterwards.",
+        )
     if not q_BLND.shape == k_BLND.shape == v_BLND.shape:
         raise UsageError(
             "ops-sla-shape",
