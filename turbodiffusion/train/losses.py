@@ -136,7 +136,7 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 def call(
     network: nn.Module, x_BCTHW: Tensor, time_B1: Tensor, context_BSD: Tensor, batch: Batch
 ) -> Tensor:
-    """The velocity of a network at flow times ``time_B1``, float32."""
+    """The velocity of a network at flow times ``time_B1``: float32, or a float64 network's own."""
     dtype = dtype_of(network)
     condition = batch.condition_BCTHW
     out = network(
@@ -145,7 +145,7 @@ def call(
         context_BSD.to(dtype),
         None if condition is None else condition.to(dtype),
     )
-    return out.float()
+    return out if out.dtype is torch.float64 else out.float()
 
 
 def randn(like: Tensor, generator: torch.Generator) -> Tensor:

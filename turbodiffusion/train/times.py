@@ -78,7 +78,7 @@ class LogNormal:
         normal = torch.randn(
             count, 1, generator=generator, device=generator.device, dtype=torch.float64
         )
-        return sigma_to_flow((self.mean + self.std * normal).exp()).clamp(0, 1)
+        return (self.mean + self.std * normal).sigmoid()  # σ/(1 + σ), and no overflow of σ
 
 
 @dataclass(frozen=True)
