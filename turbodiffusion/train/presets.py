@@ -1,0 +1,180 @@
+"""The published settings of each stage, by size of the network, and those of the embedded model.
+
+Where the publication and the released code differ, these are the code's. It fixes the samples of a
+process only: ``batch`` is then that of the publication, or of one group of shards where there is
+none. Means of log-normal noise levels contain ½·ln T for T latent frames: longer videos are drawn
+with more noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from turbodiffusion.errors import UsageError
+from turbodiffusion.train.config import ParallelSettings
+from turbodiffusion.train.consistency import Continuous, Discrete
+from turbodiffusion.train.distill import Distillation
+from turbodiffusion.train.distribution import DistributionMatching
+from turbodiffusion.train.losses import FlowMatching, Networks, Objective, SparseAlignment
+from turbodiffusion.train.optim import OptimSettings
+from turbodiffusion.train.times import LogNormal, UniformShift
+
+SHIFT_5 = UniformShift(5.0)
+
+
+@dataclass(frozen=True)
+class FlowLoss:
+    """Flow matching; ``drop`` is the share of captions left out.
+
+    With sparse attention in the student, of ``topk`` key blocks, it is the black-box fine-tuning.
+    """
+
+    times: UniformShift | LogNormal = SHIFT_5
+    drop: float = 0.1
+    topk: float = 0.1
+
+    def objective(self, networks: Networks) -> Objective:
+        return FlowMatching(networks, self.times, self.drop)
+
+
+@dataclass(frozen=True)
+class AlignmentLoss:
+    """White-box fine-tuning of sparse attention that keeps the ``topk`` share of key blocks."""
+
+    times: UniformShift | LogNormal = field(default_factory=lambda: LogNormal(1.5, 1.6))
+    scale: float = 1.0
+    topk: float = 0.1
+
+    def objective(self, networks: Networks) -> Objective:
+        return SparseAlignment(networks, self.times, self.scale)
+
+
+@dataclass(frozen=True)
+class DistillLoss:
+    """rCM. ``matching`` None leaves distribution matching out; ``every`` is Fq.
+
+    ``sigma_max`` is the noise level from which samples are drawn while training.
+    """
+
+    consistency: Continuous | Discrete = field(default_factory=lambda: Continuous(SHIFT_5))
+    matching: DistributionMatching | None = field(
+        default_factory=lambda: DistributionMatching(SHIFT_5)
+    )
+    every: int = 5
+    sigma_max: float = 80.0
+
+    def objective(self, networks: Networks) -> Objective:
+        return Distillation(networks, self.consistency, self.matching, every=self.every)
+
+
+Loss = FlowLoss | AlignmentLoss | DistillLoss
+
+
+@dataclass(frozen=True)
+class StagePreset:
+    """One stage in one size; names are those of :class:`~.config.TrainConfig`.
+
+    Args:
+        latent_frames: of the videos it is meant for.
+        fake_score: optimiser of the fake score, where there is one.
+    """
+
+    card: str
+    loss: Loss
+    optim: OptimSettings
+    batch: int
+    micro_batch: int
+    latent_frames: int
+    steps: int = 100_000
+    fake_score: OptimSettings | None = None
+    parallel: ParallelSettings = ParallelSettings()  # noqa: RUF009 - frozen
+    ema: float = 0.1
+    save_every: int = 500
+    sample_every: int = 500
+
+
+def _adam(lr: float) -> OptimSettings:
+    """Distillation runs without momentum and, which is said to be crucial, without clipping."""
+    return OptimSettings(lr=lr, betas=(0.0, 0.999))
+
+
+_SMALL_CARD, _LARGE_CARD = "TurboWan2.1-T2V-1.3B-480P", "TurboWan2.1-T2V-14B-480P"
+_SMALL = ParallelSettings(shard=4, activations="block")
+_LARGE = ParallelSettings(shard=32, context=8, activations="matmul")
+_TUNING = OptimSettings(lr=1e-5)
+
+_SLA_SMALL = StagePreset(
+    _SMALL_CARD, AlignmentLoss(), _TUNING,
+    batch=16, micro_batch=4, latent_frames=21, parallel=_SMALL,
+)  # fmt: skip
+_SLA_LARGE = StagePreset(
+    _LARGE_CARD, AlignmentLoss(), _TUNING, batch=128, micro_batch=1, latent_frames=21,
+    parallel=_LARGE, save_every=250, sample_every=250,
+)  # fmt: skip
+_SLA_MINI = StagePreset(
+    "mini-teacher", AlignmentLoss(LogNormal(0.7, 1.6)), OptimSettings(lr=2e-4),
+    batch=32, micro_batch=32, latent_frames=9, steps=5000,
+)  # fmt: skip
+_BLACK_BOX = FlowLoss(drop=0.0, topk=0.05)
+"""The publication's; its class of skipped key blocks does not exist in the released operator."""
+
+PRESETS: dict[str, dict[str, StagePreset]] = {
+    "1.3B": {
+        "flow": replace(_SLA_SMALL, loss=FlowLoss()),
+        "sla": _SLA_SMALL,
+        "sla-flow": replace(_SLA_SMALL, loss=_BLACK_BOX, batch=64, steps=2000),
+        "rcm": StagePreset(
+            _SMALL_CARD, DistillLoss(Continuous(LogNormal(0.7, 1.6), warmup=1000)), _adam(2e-6),
+            batch=256, micro_batch=1, latent_frames=20, fake_score=_adam(4e-7), parallel=_SMALL,
+        ),
+    },
+    "14B": {
+        "flow": replace(_SLA_LARGE, loss=FlowLoss()),
+        "sla": _SLA_LARGE,
+        "sla-flow": replace(_SLA_LARGE, loss=_BLACK_BOX, batch=64, steps=2000),
+        "rcm": StagePreset(
+            _LARGE_CARD,
+            DistillLoss(Continuous(LogNormal(1.5, 1.6), warmup=0), every=10, sigma_max=200.0),
+            _adam(1e-6), batch=64, micro_batch=1, latent_frames=21, fake_score=_adam(1e-7),
+            parallel=_LARGE, save_every=250, sample_every=250,
+        ),
+    },
+    "mini": {
+        "flow": replace(
+            _SLA_MINI, loss=FlowLoss(UniformShift(2.0)), batch=64, micro_batch=64, steps=60_000,
+            optim=OptimSettings(lr=1e-3, betas=(0.9, 0.99), warmup=200, clip=1.0),
+        ),
+        "sla": _SLA_MINI,
+        "sla-flow": replace(_SLA_MINI, loss=FlowLoss(UniformShift(2.0), drop=0.0)),
+        "rcm": StagePreset(
+            "mini-teacher",
+            DistillLoss(
+                Continuous(LogNormal(-0.8 + math.log(3), 1.6), guidance=2.0, warmup=200),
+                DistributionMatching(SHIFT_5, guidance=2.0),
+            ),
+            _adam(1e-4), batch=32, micro_batch=32, latent_frames=9, steps=8000,
+            fake_score=_adam(1e-4),
+        ),
+    },
+}  # fmt: skip
+"""By size and stage. ``sla-flow`` tunes sparse attention by the ordinary loss, ``sla`` by its dense
+teacher."""
+
+
+def preset(name: str, stage: str) -> StagePreset:
+    """Settings of ``stage`` in the size ``name``.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if name not in PRESETS:
+        raise UsageError(
+            "train-preset", f"There is no preset {name!r}.", f"Use one of {', '.join(PRESETS)}."
+        )
+    if stage not in PRESETS[name]:
+        raise UsageError(
+            "train-stage", f"There is no stage {stage!r}.",
+            f"Use one of {', '.join(PRESETS[name])}.",
+        )  # fmt: skip
+    return PRESETS[name][stage]
