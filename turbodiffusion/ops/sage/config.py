@@ -44,8 +44,10 @@ class CoreConfig:
     Args:
         num_warps: warps that share the rows of a query block.
         num_stages: key blocks in flight, each in its own shared memory.
-        registers: limit a thread, 0 for none. 128 lets two programs of eight warps share a
-            multiprocessor, so that one's softmax runs beside the other's products.
+        registers: limit a thread, 0 for none. Fewer let more programs share a multiprocessor, so
+            that one's softmax runs beside another's products: 168 three of four warps, 128 two of
+            eight. Blocks of 64 × 64 fit into 168. Below 144 ptxas makes Hopper's matrix
+            instructions wait for each other (its note C7512).
         two_level: add each block's e4m3 product to the float32 sum in registers. Without it the
             tensor core adds, which on Hopper keeps fewer bits of the sum.
     """
@@ -74,8 +76,8 @@ class CoreConfig:
             return [cls(8, 2), cls(8, 1), cls(4, 2)]
         found = [cls(warps, stages) for warps in (8, 4) for stages in (2, 3, 4)]
         if capability == (9, 0):
-            found += [cls(8, stages, 128) for stages in (2, 3, 4)]
-            found += [cls(8, 3, two_level=True), cls(8, 3, 128, two_level=True)]
+            found = [cls(4, stages, 168) for stages in (3, 4, 2)] + found
+            found += [cls(8, 3, 128), cls(8, 3, two_level=True)]
         return found
 
     def options(self) -> dict[str, Any]:
