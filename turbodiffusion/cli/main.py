@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": "add what another training changed to a checkpoint",
     "quantize": "make the linears of a checkpoint int8",
     "export": "make a file from a training run: average, merge, int8 in one go",
+    "train": "train a network: one stage of the recipe, resumable, on any number of GPUs",
     "mini": "the embedded model: train it, judge it, see its world",
     "doctor": "check this machine and print the command for whatever is wrong",
     "errors": "list the known failures, or explain one",

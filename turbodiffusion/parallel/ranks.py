@@ -64,6 +64,11 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
+    def wait(self) -> None:
+        """Return when every process has come this far."""
+        if self.world > 1:
+            dist.barrier()
+
     def from_first(self, value: str) -> str:
         """The first process's word."""
         values = [value]

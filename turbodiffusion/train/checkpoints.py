@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from turbodiffusion.errors import CapacityError, TurboDiffusionError, WeightsError
@@ -37,7 +38,12 @@ from turbodiffusion.parallel.ranks import Ranks
 LATEST = "latest_checkpoint.txt"
 TRAINER = "trainer.json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_SPACE_TEXT = ("No space left", "Disk quota exceeded", "File too large")
+_NO_SPACE_TEXT = (
+    "No space left", "Disk quota exceeded", "File too large",
+    "unexpected pos",  # torch's writer of archives found fewer bytes written than it gave
+)  # fmt: skip
+_FAILURES = (Exception, CheckpointException)
+"""The latter carries the errors of all processes and is no Exception."""
 
 
 class Checkpoints:
@@ -74,7 +80,7 @@ class Checkpoints:
                 for part, values in tensors.items():
                     dcp.save(values, checkpoint_id=partial / part)
             failure = self._finish(partial, final, trainer) if self.ranks.first else ""
-        except Exception as error:
+        except _FAILURES as error:
             if self.ranks.first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise self._explained(error) from error
@@ -93,10 +99,10 @@ class Checkpoints:
                 dcp.load(values, checkpoint_id=path / part)
             trainer: dict[str, Any] = json.loads((path / TRAINER).read_text("utf-8"))
             return trainer
-        except Exception as error:
+        except _FAILURES as error:
             raise WeightsError(
                 "train-checkpoint",
-                f"The checkpoint {path} cannot be continued from: {_first_line(error)}.",
+                f"The checkpoint {path} cannot be continued from: {_reason(error)}.",
                 "Continue with the settings it was made with, or remove that folder to go back to "
                 "the one before it, or give another folder with --out.",
             ) from error
@@ -151,10 +157,10 @@ class Checkpoints:
             cause = cause.__cause__ or cause.__context__
         text = str(error)
         if cause is not None or any(words in text for words in _NO_SPACE_TEXT):
-            return self._full(_first_line(cause or error))
+            return self._full(_reason(cause or error))
         return TurboDiffusionError(
             "train-save",
-            f"The checkpoint could not be written to {self.folder}: {_first_line(error)}.",
+            f"The checkpoint could not be written to {self.folder}: {_reason(error)}.",
             "The checkpoints before it are untouched; the same command goes on from the last one.",
         )
 
@@ -167,9 +173,13 @@ class Checkpoints:
         )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((one.strip() for one in lines if any(w in one for w in _NO_SPACE_TEXT)), lines[0])
+def _reason(error: BaseException) -> str:
+    """The line of an error that says most: that of a full disk, or the last of a traceback."""
+    if isinstance(error, CheckpointException):
+        error = next((failure[0] for failure in error.failures.values()), error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if any(words in line for words in _NO_SPACE_TEXT)]
+    return (telling or lines[:1] or [type(error).__name__])[0].rstrip(".")
 
 
 def _local_bytes(values: Any) -> Iterator[int]:

@@ -1,0 +1,194 @@
+"""What a run would be on other numbers of GPUs, found out on one CPU without loading anything.
+
+The networks are built on the meta device and sharded for real over a process group that exists in
+name only (torch's ``fake`` backend), so parameter groups and shardings are those of the run.
+Weights, gradients, moments and average are counted from the shards. The rest is estimated:
+
+* gathered: the parameters that live outside the blocks, and two blocks of the largest network (one
+  runs while the next is gathered), in the computing precision, and one block's float32 gradients;
+* activations: what a pass keeps by the mode of recomputation, in tensors of tokens × width, and one
+  block's working set on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from turbodiffusion.models.cards import ModelCard, card
+from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.parallel.ranks import Ranks, layout, leave
+from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.losses import Networks
+from turbodiffusion.train.optim import parameter_groups
+from turbodiffusion.train.run import build_networks, compute_dtype, tokens_of
+from turbodiffusion.train.stages import attention_of
+from turbodiffusion.train.work import forward_operations, training_operations
+
+KEPT = {"none": (17.0, 2.0), "matmul": (9.0, 1.0), "block": (1.0, 0.0)}
+"""Mode → tensors of tokens × width, and of tokens × FFN width, that a block keeps."""
+
+_ADAM = 8  # bytes of both moments of a parameter, float32
+
+
+def dry_run(config: TrainConfig, gpus: Sequence[int]) -> dict[str, Any]:
+    """Layout, memory and speed-independent cost for each number of GPUs, as JSON values."""
+    one = card(config.card)
+    return {
+        "stage": config.stage,
+        "preset": config.preset,
+        "card": one.name,
+        "tokens_per_sample": tokens_of(one, config),
+        "runs": [_one(config, one, count) for count in gpus],
+    }
+
+
+def _one(config: TrainConfig, one: ModelCard, world: int) -> dict[str, Any]:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    leave()
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    try:
+        ranks = layout(
+            torch.device("cpu"), shard=config.parallel.shard, context=config.parallel.context
+        )
+        config = replace(config, dtype="bfloat16" if config.dtype == "auto" else config.dtype)
+        networks = build_networks(config, one, ranks, device="meta")
+        return _describe(config, one, ranks, networks)
+    finally:
+        leave()
+
+
+def _describe(
+    config: TrainConfig, one: ModelCard, ranks: Ranks, networks: Networks
+) -> dict[str, Any]:
+    element = torch.empty((), dtype=compute_dtype(config, ranks.device)).element_size()
+    roles = {r: n for r, n in vars(networks).items() if n is not None}
+    memory = dict.fromkeys(("weights", "gradients", "moments", "average"), 0)
+    for role, network in roles.items():
+        trained = _local(network, trained=True)
+        memory["weights"] += sum(_bytes(p) for p in network.parameters())
+        memory["gradients"] = max(memory["gradients"], 4 * trained)  # one network a step
+        memory["moments"] += _ADAM * trained
+        if role == "student" and config.ema:
+            memory["average"] = 4 * trained
+    memory["gathered"] = _gathered(roles, element)
+    tokens = tokens_of(one, config) * config.micro_batch // config.parallel.context
+    memory["activations"] = _activations(config, one, tokens, element)
+    forward = forward_operations(one.dit, tokens_of(one, config), attention_of(config))
+    return {
+        "gpus": ranks.world,
+        "mesh": {"replicate": ranks.mesh.size(0), "shard": ranks.mesh.size(1),
+                 "data": ranks.data_world, "context": ranks.context},
+        "networks": {role: _network(network) for role, network in roles.items()},
+        "groups": _groups(networks.student, config),
+        "memory": memory,
+        "memory_total": sum(memory.values()),
+        "samples_per_step": config.batch,
+        "passes": config.passes(ranks.data_world),
+        "tokens_per_step": config.batch * tokens_of(one, config),
+        "operations_per_step": config.batch * training_operations(forward),
+    }  # fmt: skip
+
+
+def _bytes(parameter: torch.Tensor) -> int:
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return local.numel() * local.element_size()
+
+
+def _local(network: nn.Module, *, trained: bool) -> int:
+    """Elements of the first process's shards."""
+    return sum(
+        _bytes(p) // p.element_size() for p in network.parameters() if p.requires_grad is trained
+    )
+
+
+def _gathered(roles: dict[str, nn.Module], element: int) -> int:
+    """Bytes of whole parameters at the largest moment."""
+    outside, block = 0, 0
+    for network in roles.values():
+        assert isinstance(network, WanDiT)
+        total = sum(p.numel() for p in network.parameters())
+        each = [sum(p.numel() for p in one.parameters()) for one in network.blocks]
+        outside += element * (total - sum(each))
+        block = max(block, *each)
+    return outside + block * (2 * element + 4)
+
+
+def _activations(config: TrainConfig, one: ModelCard, tokens: int, element: int) -> int:
+    """Bytes that one pass keeps, and a block's working set, for ``tokens`` on one GPU."""
+    width, hidden = KEPT[config.parallel.activations]
+    all_width, all_hidden = KEPT["none"]
+    dit, every = one.dit, config.parallel.every
+    again = -(-dit.num_layers // every) if config.parallel.activations != "none" else 0
+    kept = again * (width * dit.dim + hidden * dit.ffn_dim)
+    kept += (dit.num_layers - again) * (all_width * dit.dim + all_hidden * dit.ffn_dim)
+    working = all_width * dit.dim + all_hidden * dit.ffn_dim
+    return int(tokens * element * (kept + working))
+
+
+def _network(network: nn.Module) -> dict[str, Any]:
+    """Size and shardings of a network; one line for each way a tensor is cut."""
+    ways: dict[str, dict[str, int]] = {}
+    for parameter in network.parameters():
+        kind = ",".join(map(str, parameter.placements)) if isinstance(parameter, DTensor) else "-"
+        way = ways.setdefault(f"{parameter.dtype} {kind}".removeprefix("torch."), {})
+        way["tensors"] = way.get("tensors", 0) + 1
+        way["elements"] = way.get("elements", 0) + parameter.numel()
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "local": sum(_bytes(p) // p.element_size() for p in network.parameters()),
+        "trained": any(p.requires_grad for p in network.parameters()),
+        "shardings": ways,
+    }
+
+
+def _groups(student: nn.Module, config: TrainConfig) -> dict[str, dict[str, float]]:
+    groups = parameter_groups(student.named_parameters(), config.optim.weight_decay)
+    return {
+        name: {
+            "tensors": len(group["params"]),
+            "elements": sum(p.numel() for p in group["params"]),
+            "weight_decay": group["weight_decay"],
+        }
+        for name, group in groups.items()
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The dry run as text."""
+    out = [
+        f"{found['stage']}, preset {found['preset']}, {found['card']}: "
+        f"{found['tokens_per_sample']:,} tokens a sample"
+    ]
+    first = found["runs"][0]
+    for role, network in first["networks"].items():
+        state = "trained" if network["trained"] else "frozen"
+        out.append(f"- {role}: {network['parameters'] / 1e9:.3g} G parameters, {state}")
+    for name, group in first["groups"].items():
+        out.append(
+            f"- {name}: {group['tensors']} tensors, {group['elements'] / 1e9:.3g} G elements, "
+            f"weight decay {group['weight_decay']:g}"
+        )
+    for run in found["runs"]:
+        mesh = run["mesh"]
+        out += [
+            "",
+            f"{run['gpus']} GPUs: {mesh['replicate']} × {mesh['shard']} (replicate × shard), "
+            f"{mesh['data']} × {mesh['context']} (data × context), {run['passes']} pass(es)",
+            f"  {run['samples_per_step']} samples, {run['tokens_per_step']:,} tokens, "
+            f"{run['operations_per_step'] / 1e15:,.3g} P operations a step",
+        ]
+        for role, network in run["networks"].items():
+            for way, count in network["shardings"].items():
+                out.append(f"  {role}: {count['tensors']} tensors {way}")
+        parts = (f"{name} {size / 2**30:.1f}" for name, size in run["memory"].items())
+        total = run["memory_total"] / 2**30
+        out.append(f"  GiB a GPU: {', '.join(parts)}; together {total:.1f}")
+    return out

@@ -1,0 +1,121 @@
+"""From settings to a running :class:`~.trainer.Trainer`: networks built, parallelised, restored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turbodiffusion.models.cards import ModelCard, card
+from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.parallel import ranks as processes
+from turbodiffusion.parallel.activations import recompute_activations
+from turbodiffusion.parallel.context import split_sequence
+from turbodiffusion.parallel.ranks import Ranks
+from turbodiffusion.parallel.shard import shard_network
+from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.losses import Networks
+from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiases, Writer
+from turbodiffusion.train.progress import Progress
+from turbodiffusion.train.samples import Sampler, open_vae
+from turbodiffusion.train.sources import latent_shape, open_source
+from turbodiffusion.train.stages import attention_of, build_network, distilled, roles
+from turbodiffusion.train.trainer import Trainer
+from turbodiffusion.train.work import forward_operations, peak, training_operations
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Precision of the networks' arithmetic."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def parallelise(network: WanDiT, config: TrainConfig, ranks: Ranks, *, trained: bool) -> WanDiT:
+    """Split, checkpoint and shard one network, in this order."""
+    split_sequence(network, group=ranks.context_group)
+    if trained:
+        recompute_activations(
+            network, mode=config.parallel.activations, every=config.parallel.every
+        )
+    dtype = compute_dtype(config, ranks.device)
+    shard_network(network, mesh=ranks.mesh, dtype=dtype, trained=trained)
+    return network
+
+
+def build_networks(
+    config: TrainConfig, one: ModelCard, ranks: Ranks, device: str = "cpu"
+) -> Networks:
+    """The networks of the stage, parallelised; built one after the other on ``device``."""
+    made = {
+        role: parallelise(
+            build_network(config, one, role, device), config, ranks, trained=role != "teacher"
+        )
+        for role in roles(config)
+    }
+    return Networks(**made)
+
+
+def tokens_of(one: ModelCard, config: TrainConfig) -> int:
+    """Tokens of one video of the run."""
+    _, t, h, w = latent_shape(one, config)
+    pt, ph, pw = one.dit.patch
+    return (t // pt) * (h // ph) * (w // pw)
+
+
+def open_trainer(config: TrainConfig, ranks: Ranks, *, quiet: bool = False) -> Trainer:
+    """Everything of a run, continued from its newest checkpoint."""
+    one = card(config.card)
+    config.passes(ranks.data_world)  # refuses an impossible batch before anything is built
+    networks = build_networks(config, one, ranks)
+    forward = forward_operations(one.dit, tokens_of(one, config), attention_of(config))
+    progress = Progress(
+        config.steps, config.batch,
+        training_operations(forward) * config.batch / ranks.world, peak(ranks.device),
+        quiet or not ranks.first,
+    )  # fmt: skip
+    draw = None
+    if config.sample_every:
+        vae = open_vae(one, config.vae, ranks.device)
+        folder = Path(config.out) / "samples"
+        draw = Sampler(networks.student, one, ranks, folder, vae, guided=not distilled(config))
+    trainer = Trainer(
+        config, ranks, config.loss.objective(networks), open_source(one, config), progress,
+        draw=draw,
+    )  # fmt: skip
+    trainer.resume()
+    if ranks.first:
+        trainer.writers = open_writers(config, trainer.iteration)
+    return trainer
+
+
+def open_writers(config: TrainConfig, resume: int) -> list[Writer]:
+    """The destinations that ``config`` asks for."""
+    folder = Path(config.out)
+    writers: list[Writer] = [JsonLines(folder / "metrics.jsonl", resume)]
+    if config.tensorboard:
+        writers.append(TensorBoard(folder / "tensorboard", resume))
+    if config.wandb:
+        writers.append(WeightsAndBiases(config.wandb, folder, config.as_json()))
+    return writers
+
+
+def train(config: TrainConfig, device: torch.device, *, quiet: bool = False) -> dict[str, Any]:
+    """Run or continue the training that ``config`` describes; returns a report.
+
+    Writes ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, when asked, ``samples/`` and
+    ``tensorboard/`` into ``config.out``.
+    """
+    ranks = processes.start(device, shard=config.parallel.shard, context=config.parallel.context)
+    try:
+        trainer = open_trainer(config, ranks, quiet=quiet)
+        if ranks.first:
+            path = Path(config.out) / "config.json"
+            path.write_text(json.dumps(config.as_json(), indent=1) + "\n", "utf-8")
+        report = trainer.run()
+        ranks.wait()  # whoever leaves first breaks the exchanges of the others
+        return report
+    finally:
+        processes.leave()
