@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ELEMENTS = 1 << 24
+ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""On a CPU what its caches like: 2304 tokens, 4 heads of 64 take 0.27 s a call on one core, 0.38 s
+with four times as many and 0.31 s with a sixteenth. On a GPU half a gigabyte a matrix."""
 
 
 @torch.no_grad()
@@ -29,7 +31,7 @@ def attention_tangent(
     if tv is not None:
         v_all = torch.cat([v_all, heads(tv)], dim=-1)
     value, tangent = torch.empty_like(q), torch.empty_like(q)
-    rows = max(1, min(length, ELEMENTS // (b * n * s)))
+    rows = max(1, min(length, ELEMENTS.get(q.device.type, 1 << 24) // (b * n * s)))
     for first in range(0, length, rows):
         part = slice(first, first + rows)
         count = q[:, part].shape[1]
