@@ -1,0 +1,210 @@
+"""Tar shards of teacher samples, in the published layout, read and written with the standard
+library.
+
+``shard_000012.tar`` holds for each sample ``KEY.latent.pt`` (C T H W), ``KEY.embed.pt`` (text
+tokens × width) and ``KEY.prompt.txt``, where KEY is the number of its prompt; merged shards put
+them under ``KEY/``. Only headers are read to index a shard. What is cut off or cannot be read is
+skipped and counted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from turbodiffusion.errors import CapacityError, WeightsError
+
+FIELDS = ("latent.pt", "embed.pt", "prompt.txt")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where a sample lies: field → (offset, bytes) in ``shard``."""
+
+    shard: Path
+    key: str
+    places: dict[str, tuple[int, int]]
+
+    def load(self) -> tuple[Tensor, Tensor, str]:
+        """Latents, text embedding, prompt.
+
+        Raises:
+            ValueError: a field is damaged or not finite.
+        """
+        with self.shard.open("rb") as file:
+            raw = {}
+            for name in FIELDS:
+                offset, size = self.places[name]
+                file.seek(offset)
+                raw[name] = file.read(size)
+        try:
+            latent, embed = (
+                torch.load(io.BytesIO(raw[name]), map_location="cpu", weights_only=True)
+                for name in FIELDS[:2]
+            )
+            prompt = raw["prompt.txt"].decode("utf-8")
+            sound = latent.dim() == 4 and embed.dim() == 2
+            sound = sound and bool(latent.isfinite().all() and embed.isfinite().all())
+        except Exception as error:  # torch.load raises kinds of many libraries
+            raise ValueError(f"{self.shard.name}: sample {self.key} is damaged: {error}") from error
+        if not sound:
+            raise ValueError(f"{self.shard.name}: sample {self.key} is no finite latents and text")
+        return latent, embed, prompt
+
+
+@dataclass
+class Index:
+    """The complete samples of one shard; ``end`` is where the last one ends, ``broken`` says why
+    the rest could not be read, or nothing."""
+
+    samples: list[Sample] = field(default_factory=list)
+    incomplete: int = 0
+    end: int = 0
+    broken: str = ""
+
+
+def index_shard(path: Path) -> Index:
+    """Read the headers of a shard, as far as they are sound."""
+    found, size = Index(), path.stat().st_size
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    ends: dict[str, int] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                key, _, name = Path(member.name).name.partition(".")
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if member.offset_data + member.size > size:
+                    found.broken = f"{path.name} is cut off in {member.name}"
+                    break
+                places.setdefault(key, {})[name] = member.offset_data, member.size
+                ends[key] = end
+    except (tarfile.TarError, OSError) as error:
+        found.broken = f"{path.name} is damaged: {error}"
+    for key, one in places.items():
+        if all(name in one for name in FIELDS):
+            found.samples.append(Sample(path, key, one))
+            found.end = max(found.end, ends[key])
+        else:
+            found.incomplete += 1
+    return found
+
+
+class ShardWriter:
+    """One shard, appended sample by sample to ``….tar.tmp`` and named when it is complete.
+
+    A file that a kill has left is cut behind its last complete sample and continued, so that the
+    finished shard has the same bytes as one written in one go.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"shard_{number:06d}.tar"
+        self.temporary = self.path.with_name(self.path.name + ".tmp")
+        self.done: set[str] = set()
+        if self.temporary.exists():
+            index = index_shard(self.temporary)
+            self.done = {one.key for one in index.samples}
+            os.truncate(self.temporary, index.end)
+            os.truncate(self.temporary, index.end + 2 * tarfile.BLOCKSIZE)  # zeros end an archive
+
+    @property
+    def complete(self) -> bool:
+        """Whether the shard has its name already."""
+        return self.path.exists()
+
+    def add(self, number: int, latent_CTHW: Tensor, embed_SD: Tensor, prompt: str) -> None:
+        """Append one sample.
+
+        Raises:
+            CapacityError: the disk is full. The samples before it are kept.
+        """
+        key = f"{number:09d}"
+        values = (_saved(latent_CTHW), _saved(embed_SD), prompt.encode("utf-8"))
+        try:
+            with tarfile.open(self.temporary, "a", format=tarfile.USTAR_FORMAT) as archive:
+                for name, data in zip(FIELDS, values, strict=True):
+                    info = tarfile.TarInfo(f"{key}.{name}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+        except OSError as error:
+            raise CapacityError(
+                "shards-disk",
+                f"Sample {key} could not be written to {self.temporary}: {error}.",
+                "Free some space; the same command goes on behind the last complete sample.",
+            ) from error
+        self.done.add(key)
+
+    def finish(self) -> Path:
+        """Give the shard its name."""
+        os.replace(self.temporary, self.path)
+        return self.path
+
+
+def _saved(value: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value.detach().to("cpu", torch.bfloat16).contiguous().clone(), buffer)
+    return buffer.getvalue()
+
+
+class Shards:
+    """The samples of all shards of a folder, by number, in a new order each epoch.
+
+    Which sample has which number depends on the seed alone, so a run continues at any position and
+    on any number of processes. ``skipped`` counts what could not be used, by reason.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.seed, self.samples = seed, list[Sample]()
+        self.skipped = {"shards": 0, "incomplete": 0, "samples": 0}
+        self._bad: set[tuple[Path, str]] = set()
+        self._order: tuple[int, list[int]] = -1, []
+        for path in sorted(folder.rglob("*.tar")):
+            index = index_shard(path)
+            self.samples += index.samples
+            self.skipped["shards"] += bool(index.broken)
+            self.skipped["incomplete"] += index.incomplete
+        if not self.samples:
+            raise WeightsError(
+                "shards-empty",
+                f"{folder} holds no complete sample in shards (*.tar); "
+                f"{self.skipped['shards']} shards are damaged.",
+                "Give the folder of the shards, or fetch them again.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, position: int) -> tuple[Tensor, Tensor, str]:
+        """Sample ``position`` of an endless sequence; a damaged one is replaced by the next.
+
+        Raises:
+            WeightsError: all are damaged.
+        """
+        for step in range(len(self)):
+            sample = self.samples[self._at(position, step)]
+            try:
+                return sample.load()
+            except ValueError:
+                if (sample.shard, sample.key) not in self._bad:
+                    self._bad.add((sample.shard, sample.key))
+                    self.skipped["samples"] += 1
+        raise WeightsError(
+            "shards-damaged",
+            f"None of {len(self)} samples can be read.",
+            "Fetch the shards again, or make them again.",
+        )
+
+    def _at(self, position: int, step: int) -> int:
+        epoch, place = divmod(position, len(self))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = epoch, torch.randperm(len(self), generator=generator).tolist()
+        return self._order[1][(place + step) % len(self)]
