@@ -42,13 +42,6 @@ def test_the_start_is_forgotten():
     assert ema.exponent(ema.LARGEST) == pytest.approx(0, abs=1e-9)
 
 
-def test_update_keeps_the_averages_precision():
-    average, live = [torch.zeros(3)], [torch.ones(3, dtype=torch.bfloat16)]
-    ema.update(average, live, 1 - 2**-12)
-    torch.testing.assert_close(average[0], torch.full((3,), 2.0**-12))
-    assert average[0].dtype is torch.float32
-
-
 @pytest.mark.parametrize("s", [0.0, -1.0, 0.3])
 def test_widths_that_do_not_exist(s):
     with pytest.raises(UsageError, match="width"):

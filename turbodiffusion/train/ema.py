@@ -9,11 +9,7 @@ dynamics of diffusion models".)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import cache
-
-import torch
-from torch import Tensor
 
 from turbodiffusion.errors import UsageError
 
@@ -47,10 +43,3 @@ def exponent(s: float) -> float:
 def decay(iteration: int, s: float) -> float:
     """β after the update with this effective iteration; 0 before 1, so that the start is lost."""
     return 0.0 if iteration < 1 else (1 - 1 / (iteration + 1)) ** (exponent(s) + 1)
-
-
-@torch.no_grad()
-def update(average: Iterable[Tensor], live: Iterable[Tensor], beta: float) -> None:
-    """``average ← β·average + (1 − β)·live``, in the precision of the average, in place."""
-    for mean, value in zip(average, live, strict=True):
-        mean.lerp_(value.to(mean.dtype), 1 - beta)
