@@ -7,6 +7,7 @@ many processes work on it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -85,6 +86,13 @@ def open_source(card: ModelCard, config: TrainConfig) -> Source:
     """
     if config.data == "noise":
         return Noise(card, config)
+    if Path(config.data).is_dir():
+        from turbodiffusion.train.sharded import Sharded
+
+        return Sharded(
+            Path(config.data), config.seed, latent_shape(card, config),
+            batch=config.batch, micro_batch=config.micro_batch,
+        )  # fmt: skip
     raise UsageError(
         "train-data",
         f"There are no training data at {config.data!r}.",

@@ -97,6 +97,8 @@ ENTRIES = (
         "Give members of one family."),
     own("shards-empty", "A folder of shards holds no complete sample.",
         "Give the folder of the shards, or fetch them again."),
+    own("shards-size", "The samples of the shards have another size than the run.",
+        "Set height, width and latent_frames to those of the shards."),
     own("shards-damaged", "No sample of the shards can be read.",
         "Fetch the shards again, or make them again."),
     own("shards-disk", "There is no room for another sample.",
