@@ -139,6 +139,43 @@ def test_a_student_that_knows_the_video_is_consistent():
     assert parts.metrics["scm_norm"] < 1e-10
 
 
+def gaussian(deviation):
+    """For data N(0, s²): the teacher, and the student that jumps to the end of its paths.
+
+    A path is x_t = z·√(cos²t·s² + sin²t), so its velocity and its end are known.
+    """
+
+    def on_circle(x, tau):
+        t = torch.atan2(tau, 1 - tau)
+        total = t.cos() + t.sin()
+        return x * total, t, total, (t.cos().square() * deviation**2 + t.sin().square()).sqrt()
+
+    def velocity(x, tau):  # F on the circle is x'/x times x; v follows from F
+        x, t, total, size = on_circle(x, tau)
+        f = t.sin() * t.cos() * (1 - deviation**2) / size**2 * x
+        return total * f - (t.cos() - t.sin()) * x
+
+    def jump(x, tau):
+        x, t, total, size = on_circle(x, tau)
+        return (x - total * deviation * x / size) / t.sin()
+
+    return Given(velocity), Given(jump)
+
+
+def test_the_known_map_of_a_gaussian_is_the_solution():
+    teacher, jump = gaussian(0.5)
+
+    def run(loss, student):
+        return loss.loss(Networks(student, teacher), batch(4), generator(), 0)
+
+    scm = Continuous(TIMES, guidance=1.0, warmup=0)
+    assert run(scm, jump).metrics["scm_norm"] < 1e-8
+    assert run(scm, teacher).metrics["scm_norm"] > 0.1
+    coarse, fine = (run(Discrete(guidance=1.0, steps=n), jump).loss.item() for n in (48, 480))
+    # One Euler step errs by h², the loss by h⁴; a random time differs between both.
+    assert fine < 1e-2 * coarse < 1e-2 * run(Discrete(guidance=1.0), teacher).loss.item()
+
+
 @pytest.mark.parametrize("skip", [1, 4])
 def test_angles_of_a_discrete_path(skip):
     angles = Discrete(skip=skip).angles(500, generator())
