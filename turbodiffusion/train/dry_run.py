@@ -6,8 +6,8 @@ Weights, gradients, moments and average are counted from the shards. The rest is
 
 * gathered: the parameters that live outside the blocks, and two blocks of the largest network (one
   runs while the next is gathered), in the computing precision, and one block's float32 gradients;
-* activations: what a pass keeps by the mode of recomputation, in tensors of tokens × width, and one
-  block's working set on top.
+* activations: what the blocks keep by the mode of recomputation, and one block's largest moment,
+  counted on tensors without bytes (:mod:`.footprint`) with the portable operators.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from torch.distributed.tensor import DTensor
 
 from turbodiffusion.models.cards import ModelCard, card
 from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.parallel.activations import Mode
 from turbodiffusion.parallel.ranks import Ranks, layout, leave
 from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.footprint import Footprint, block_footprint
 from turbodiffusion.train.losses import Networks
 from turbodiffusion.train.optim import parameter_groups
 from turbodiffusion.train.run import build_networks, compute_dtype, tokens_of
 from turbodiffusion.train.stages import attention_of
 from turbodiffusion.train.work import forward_operations, training_operations
-
-KEPT = {"none": (17.0, 2.0), "matmul": (9.0, 1.0), "block": (1.0, 0.0)}
-"""Mode → tensors of tokens × width, and of tokens × FFN width, that a block keeps."""
 
 _ADAM = 8  # bytes of both moments of a parameter, float32
 
@@ -68,7 +67,7 @@ def _one(config: TrainConfig, one: ModelCard, world: int) -> dict[str, Any]:
 def _describe(
     config: TrainConfig, one: ModelCard, ranks: Ranks, networks: Networks
 ) -> dict[str, Any]:
-    element = torch.empty((), dtype=compute_dtype(config, ranks.device)).element_size()
+    dtype = compute_dtype(config, ranks.device)
     roles = {r: n for r, n in vars(networks).items() if n is not None}
     memory = dict.fromkeys(("weights", "gradients", "moments", "average"), 0)
     for role, network in roles.items():
@@ -78,9 +77,10 @@ def _describe(
         memory["moments"] += _ADAM * trained
         if role == "student" and config.ema:
             memory["average"] = 4 * trained
-    memory["gathered"] = _gathered(roles, element)
-    tokens = tokens_of(one, config) * config.micro_batch // config.parallel.context
-    memory["activations"] = _activations(config, one, tokens, element)
+    memory["gathered"] = _gathered(roles, dtype.itemsize)
+    memory["activations"] = _activations(
+        config, one, tokens_of(one, config) // config.parallel.context, dtype
+    )
     forward = forward_operations(one.dit, tokens_of(one, config), attention_of(config))
     return {
         "gpus": ranks.world,
@@ -121,16 +121,20 @@ def _gathered(roles: dict[str, nn.Module], element: int) -> int:
     return outside + block * (2 * element + 4)
 
 
-def _activations(config: TrainConfig, one: ModelCard, tokens: int, element: int) -> int:
-    """Bytes that one pass keeps, and a block's working set, for ``tokens`` on one GPU."""
-    width, hidden = KEPT[config.parallel.activations]
-    all_width, all_hidden = KEPT["none"]
-    dit, every = one.dit, config.parallel.every
-    again = -(-dit.num_layers // every) if config.parallel.activations != "none" else 0
-    kept = again * (width * dit.dim + hidden * dit.ffn_dim)
-    kept += (dit.num_layers - again) * (all_width * dit.dim + all_hidden * dit.ffn_dim)
-    working = all_width * dit.dim + all_hidden * dit.ffn_dim
-    return int(tokens * element * (kept + working))
+def _activations(config: TrainConfig, one: ModelCard, tokens: int, dtype: torch.dtype) -> int:
+    """Bytes that one pass holds of ``tokens`` tokens a video at its largest moment."""
+    layers, mode = one.dit.num_layers, config.parallel.activations
+    again = -(-layers // config.parallel.every)
+
+    def count(mode: Mode) -> Footprint:
+        return block_footprint(
+            one.dit, attention_of(config), samples=config.micro_batch, tokens=tokens, dtype=dtype,
+            mode=mode,
+        )  # fmt: skip
+
+    part = count(mode)
+    whole = part if again == layers else count("none")
+    return again * part.kept + (layers - again) * whole.kept + part.peak
 
 
 def _network(network: nn.Module) -> dict[str, Any]:
