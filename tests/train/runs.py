@@ -14,7 +14,6 @@ from turbodiffusion.parallel import ranks
 from turbodiffusion.train.config import TrainConfig, change
 from turbodiffusion.train.stages import settings_of
 
-ALL_STAGES = ("flow", "sla", "sla-flow", "rcm")
 TINY: dict[str, Any] = {
     "card": "micro-teacher", "init": "micro-teacher", "latent_frames": 3, "height": 32, "width": 32,
     "batch": 2, "micro_batch": 1, "steps": 4, "save_every": 2, "log_every": 1, "sample_every": 0,
