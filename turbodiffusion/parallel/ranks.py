@@ -109,7 +109,7 @@ def layout(device: torch.device, *, shard: int = 0, context: int = 1) -> Ranks:
         if size < 1 or world % size:
             fitting = ", ".join(str(n) for n in range(1, world + 1) if world % n == 0)
             raise UsageError(
-                f"parallel-{name}",
+                "parallel-layout",
                 f"{name} {size} does not divide the {world} process(es) of this run.",
                 f"Use one of {fitting}.",
             )

@@ -95,7 +95,7 @@ class WeightsAndBiases:
 
 def _missing(what: str, package: str, off: str) -> SetupError:
     return SetupError(
-        f"train-{package}",
+        "train-package",
         f"{what} was asked for, but the package {package} is not installed.",
         f"Run `pip install {package}`, or train without it: --set {off}",
     )

@@ -23,6 +23,7 @@ from turbodiffusion.doctor.catalogue import (
     own_networks,
     own_requests,
     own_setup,
+    own_training,
     own_weights,
     python_abi,
     toolkit,
@@ -60,7 +61,8 @@ OWN_CATEGORIES: dict[str, tuple[Entry, ...]] = {
     "what was asked for": own_requests.ENTRIES,
     "images and videos": own_media.ENTRIES,
     "checkpoints and the hub": own_weights.ENTRIES,
-    "networks, training and benchmarks": own_networks.ENTRIES,
+    "networks, the embedded model and benchmarks": own_networks.ENTRIES,
+    "training": own_training.ENTRIES,
 }
 """The second section, by what the codes are about."""
 
