@@ -301,6 +301,40 @@ def test_proj_l_starts_at_zero_and_counts():
     assert all(p.eq(0).all() for name, p in network.named_parameters() if "proj_l" in name)
 
 
+@torch.no_grad()
+def test_every_layer_takes_its_own_ratio():
+    arguments = inputs(TINY)
+
+    def out(attention: Attention) -> Tensor:
+        return random_network(TINY, attention)(**arguments)
+
+    uneven = out(replace(SLA, topk_per_layer=(1.0, 0.3)))
+    assert relative(uneven, out(SLA)) > 1e-4
+    assert relative(uneven, out(replace(SLA, topk_per_layer=(0.3, 1.0)))) > 1e-4
+    same = replace(SLA, topk=0.7, topk_per_layer=(0.3, 0.3))
+    assert torch.equal(out(same), out(SLA)) and same.mean_topk == 0.3
+
+
+@torch.no_grad()
+def test_a_layer_that_keeps_all_keys_is_dense_where_the_linear_branch_is_zero():
+    network = random_network(TINY, replace(SLA, topk_per_layer=(1.0, 1.0)))
+    dense = WanDiT(TINY, replace(network.attention, kind="dense", topk_per_layer=(1.0,)))
+    state = network.state_dict()
+    for name in [name for name in state if "proj_l" in name]:
+        state.pop(name).zero_()
+    dense.load_state_dict(state)
+    assert relative(network(**inputs(TINY)), dense(**inputs(TINY))) < 1e-5
+
+
+def test_a_wrong_number_of_ratios_is_refused_and_a_new_ratio_replaces_them():
+    three = replace(SLA, topk_per_layer=[0.1, 0.2, 0.3])  # a list, as stored in a video
+    with pytest.raises(UsageError, match=r"3 ratios for a network of 2 layers") as caught:
+        WanDiT(TINY, three)
+    assert caught.value.code == "dit-topk-layers" and "Give 2 ratios" in caught.value.fix
+    assert three.with_topk(None) is three and hash(three) and three.mean_topk == pytest.approx(0.2)
+    assert three.with_topk(0.5) == replace(SLA, topk=0.5)
+
+
 def test_init_weights_is_reproducible_and_starts_with_zero_velocity():
     networks = [WanDiT(TINY, SLA) for _ in range(2)]
     for network in networks:

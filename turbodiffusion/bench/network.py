@@ -91,7 +91,8 @@ def _inputs(s: Shape, config: DiTConfig, grid: tuple[int, int, int], x: Setting)
 
 def _attention(s: Shape, x: Setting, kind: str) -> Attention:
     g = x.geometry
-    return replace(s.card.attention, kind=kind, topk=g.topk, block_q=g.block_q, block_k=g.block_k)  # type: ignore[arg-type]
+    settings = s.card.attention.with_topk(g.topk)
+    return replace(settings, kind=kind, block_q=g.block_q, block_k=g.block_k)  # type: ignore[arg-type]
 
 
 def _call(network: WanDiT, inputs: list[Tensor]) -> Call:

@@ -114,7 +114,7 @@ def _denoise(shape: Shape, sizes: Sizes, attention: Attention, quantised: bool) 
     if attention.kind == "dense":
         sixteen += 4 * tokens * tokens * d
     else:
-        keys = max(attention.block_k, round(attention.topk * tokens))
+        keys = max(attention.block_k, round(attention.mean_topk * tokens))
         blocks = (tokens / attention.block_q) * (tokens / attention.block_k)
         sparse = 4 * tokens * keys * d
         sixteen += 6 * tokens * d * c.head_dim + 2 * blocks * d

@@ -111,13 +111,47 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True)
 class Attention:
-    """How self-attention is computed. ``dense`` ignores the other fields."""
+    """How self-attention is computed. ``dense`` ignores the other fields.
+
+    ``topk_per_layer`` gives every block of the network its own ratio instead of ``topk``; 1 keeps
+    all keys, for first and last layers that shall be exact. The linear branch remains in those.
+    """
 
     kind: Literal["dense", "sla", "sagesla"] = "dense"
     topk: float = 0.1
     block_q: int = 128
     block_k: int = 64
     feature_map: Literal["softmax", "elu", "relu"] = "softmax"
+    topk_per_layer: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Settings stored in a video come back as a list.
+        object.__setattr__(self, "topk_per_layer", tuple(self.topk_per_layer))
+
+    @property
+    def mean_topk(self) -> float:
+        """Kept share, averaged over the layers: what counts of work and time need."""
+        ratios = self.topk_per_layer or (self.topk,)
+        return sum(ratios) / len(ratios)
+
+    def with_topk(self, topk: float | None) -> Attention:
+        """The same with one ratio for all layers; None changes nothing."""
+        return self if topk is None else replace(self, topk=topk, topk_per_layer=())
+
+    def by_layer(self, layers: int) -> list[Attention]:
+        """Settings of each of ``layers`` blocks.
+
+        Raises:
+            UsageError: ``topk_per_layer`` has another number of ratios; ``dense`` ignores it.
+        """
+        ratios = () if self.kind == "dense" else self.topk_per_layer
+        if ratios and len(ratios) != layers:
+            raise UsageError(
+                "dit-topk-layers",
+                f"topk_per_layer has {len(ratios)} ratios for a network of {layers} layers.",
+                f"Give {layers} ratios, or none to use topk {self.topk:g} in every layer.",
+            )
+        return [self.with_topk(topk) for topk in ratios] or [self] * layers
 
 
 @dataclass(frozen=True)

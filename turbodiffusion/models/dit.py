@@ -181,7 +181,7 @@ class WanDiT(nn.Module):
         self.time_embedding = Float32(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
         self.time_projection = Float32(nn.SiLU(), Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(
-            Block(config, attention, quantized) for _ in range(config.num_layers)
+            Block(config, settings, quantized) for settings in attention.by_layer(config.num_layers)
         )
         self.head = Head(config)
 

@@ -145,7 +145,7 @@ def open_pipeline(files: Files, flags: dict[str, Any], progress: Progress) -> Pi
         options = {k: flags[k] for k in ("device", "attention", "topk") if k in flags}
         pipe = load(files, **options)
     used = pipe.any_expert.attention
-    sparse = "" if used.kind == "dense" else f" (top-k {used.topk:g})"
+    sparse = "" if used.kind == "dense" else f" (top-k {used.mean_topk:.3g})"
     linears = "int8" if pipe.any_expert.quantized else str(pipe.dit_dtype).removeprefix("torch.")
     progress.note(f"on {pipe.device}, {used.kind} attention{sparse}, {linears} linears")
     return pipe
@@ -278,8 +278,7 @@ def _like_model(flags: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
             attention = Attention(**stored)
         except TypeError:  # written by another version
             return flags
-        topk = flags.pop("topk", None)
-        flags["attention"] = attention if topk is None else replace(attention, topk=topk)
+        flags["attention"] = attention.with_topk(flags.pop("topk", None))
     return flags
 
 

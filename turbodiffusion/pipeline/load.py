@@ -86,7 +86,7 @@ def load(
     if dtype is None and card.embedded and target.type == "cpu":
         dtype = torch.float32
     chosen = _attention(card.attention, attention, topk)
-    settings = card.attention if topk is None else replace(card.attention, topk=topk)
+    settings = card.attention.with_topk(topk)
     # Released networks go to the device when their turn comes, so that host memory mapping stays.
     home = target if card.embedded else torch.device("cpu")
     experts: dict[str, WanDiT] = {
@@ -119,7 +119,7 @@ def _attention(
     if kind not in ("dense", "sla", "sagesla"):
         raise UsageError("attention-unknown", f"There is no attention {asked!r}.",
                          "Use dense, sla or sagesla.")  # fmt: skip
-    return replace(default, kind=kind, topk=default.topk if topk is None else topk)
+    return replace(default.with_topk(topk), kind=kind)
 
 
 def _notes(pipe: Pipeline, asked: Attention | None, topk: float | None) -> list[str]:

@@ -183,8 +183,7 @@ def _attention(card: ModelCard, in_file: str, flags: dict[str, Any]) -> Attentio
     used = card.attention
     if in_file == "dense" or asked in ("dense", "original"):
         return replace(used, kind="dense")
-    topk = flags.get("topk")
-    return replace(used, kind=asked or used.kind, topk=used.topk if topk is None else topk)
+    return replace(used.with_topk(flags.get("topk")), kind=asked or used.kind)
 
 
 def _made(

@@ -21,7 +21,7 @@ def forward_operations(config: DiTConfig, tokens: int, attention: Attention) -> 
     if attention.kind == "dense":
         own = 2.0 * rows * rows * d
     else:  # kept keys exactly, all keys through the linear state, and its projection
-        own = 2.0 * rows * rows * d * attention.topk + 3.0 * rows * d * config.head_dim
+        own = 2.0 * rows * rows * d * attention.mean_topk + 3.0 * rows * d * config.head_dim
     ends = rows * d * config.patch_volume * (config.in_dim + config.out_dim)
     text = s * (config.text_dim * d + d * d)
     time = config.freq_dim * d + 7 * d * d

@@ -59,6 +59,8 @@ ENTRIES = (
         "Train with attention sla or dense."),
     own("dit-input-shape", "The network was given latents of another shape.",
         "Check the model, its condition and the frame size."),
+    own("dit-topk-layers", "There is not one top-k ratio for every layer of the network.",
+        "Give as many as the message says, or none."),
     own("dit-no-text", "The network was given no text.", "Give context or text_kv."),
     own("text-shape", "Token ids and mask have the wrong shape.",
         "Pass the two tensors that Tokenizer returns."),
