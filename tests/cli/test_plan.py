@@ -71,6 +71,14 @@ def test_this_machine_and_the_embedded_model(capsys):
     assert "download" not in out
 
 
+def test_an_unknown_gpu_is_taken_for_a_newer_one_and_that_is_said(capsys):
+    words = ["plan", LARGE, "--gpu", "RTX 2080", "--vram", "24"]
+    assert main(words) == 0
+    assert "taken for one that the kernels run on" in capsys.readouterr().out
+    assert main(["plan", LARGE, "--gpu", "RTX 4090"]) == 0
+    assert "taken for" not in capsys.readouterr().out
+
+
 def test_table_of_gpus(capsys):
     assert main(["plan", "--gpu", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()

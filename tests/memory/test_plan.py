@@ -163,6 +163,30 @@ def test_names_of_gpus() -> None:
     assert all(gpu(name) is one for name, one in GPUS.items())
 
 
+def test_a_size_in_the_name_counts() -> None:
+    names = {"RTX 4060 Ti 8GB": ("RTX 4060 Ti", 8), "RTX 4060 Ti": ("RTX 4060 Ti", 16),
+             "NVIDIA L4": ("L4", 22.5), "L4 24GB": ("L4", 22.5)}  # fmt: skip
+    found = {name: (one.name, one.memory / GIB) for name in names if (one := gpu(name))}
+    assert found == names
+    assert gpu("NVIDIA H100 NVL") is GPUS["H100 NVL"]  # slower than the SXM module
+
+
+def test_rates_have_the_ratio_of_their_chip() -> None:
+    """Tensor cores do int8 at twice bf16; GeForce halves bf16 with float32 accumulation."""
+    for name, one in GPUS.items():
+        chip = name.removeprefix("RTX ")
+        geforce = name.startswith("RTX ") and chip[:4].isdigit() and chip[2:4] != "00"
+        assert one.int8 / one.bf16 == pytest.approx(4 if geforce else 2, rel=0.02), name
+
+
+def test_shared_memory_holds_both_sides() -> None:
+    layouts = card_layouts(LARGE, "yes", 2)
+    split = Machine("x", 20 * GIB, 20 * GIB, GPUS["GB10"])
+    one = replace(split, unified=True)
+    fits, shared = (plan(shape(LARGE, 4), LARGE.attention, layouts, m) for m in (split, one))
+    assert fits.fits and not shared.fits and "of shared memory" in shared.problem
+
+
 def made(card, name: str, ram: float = 64, memory: float = 0, quantised: str = "auto") -> Plan:
     one = GPUS[name]
     machine = Machine(name, int(memory * GIB) or one.memory, int(ram * GIB), one)

@@ -203,6 +203,9 @@ def test_described_machines():
     one = described_machine("rtx 5090", None, None)
     assert (one.gpu, one.ram) == (int(0.95 * 32 * GIB), int(0.85 * 64 * GIB))
     assert one.rates is GPUS["RTX 5090"]
+    shared = described_machine("GB10", None, None)
+    assert shared.unified and shared.gpu == shared.ram == int(0.85 * 128 * GIB)
+    assert described_machine("GB10", None, 64).gpu == int(0.85 * 64 * GIB)
     assert described_machine("RTX 2080", 8, 16).rates is None
     with pytest.raises(UsageError, match="RTX 4090"):
         described_machine("RTX 2080", None, None)

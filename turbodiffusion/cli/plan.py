@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in lines(planned, request, files, args.mbit):
             print(line)
+        if device is None and machine.rates is None:
+            print("This GPU is not in the table and was taken for one that the kernels run on "
+                  "(capability 8.0 or newer); an older one needs more memory.")  # fmt: skip
     return 0 if planned.plan.fits else 4
 
 
@@ -83,7 +86,7 @@ def _list() -> int:
     for name, one in GPUS.items():
         rates = f"{one.bf16 / 1e12:>7.0f} T/s{one.int8 / 1e12:>6.0f} T/s"
         moves = f"{one.bandwidth / 1e9:>7.0f} GB/s{one.link / 1e9:>6.0f} GB/s"
-        print(f"{name:<24}{one.memory // GIB:>5} GiB{rates}{moves}")
+        print(f"{name:<24}{one.memory / GIB:>5g} GiB{rates}{moves}")
     return 0
 
 

@@ -55,7 +55,7 @@ class Machine:
         gpu: bytes of GPU memory that are free; 0: it runs on the CPU.
         ram: bytes of host memory that are free. cores: of the CPU.
         rates: datasheet of the GPU, None if it is unknown.
-        unified: GPU and host share the memory.
+        unified: GPU and host share the memory: what a phase needs of both must fit in ``gpu``.
     """
 
     name: str
@@ -242,11 +242,15 @@ def _result(
         moved = w.weights * copies + pinned * (w.passes - 1)
         seconds, basis = _seconds(w, moved, machine, settings.quantised, share)
         out.append(Phase(w.name, peaks[w.name], HOST_BASE + HOST_CUDA + pinned, seconds, basis))
-    over = [p for p in out if p.gpu > machine.gpu]
+
+    def need(phase: Phase) -> int:
+        return phase.gpu + (phase.host if machine.unified else 0)
+
+    worst = max(out, key=need)
     problem = ""
-    if over:
-        worst = max(over, key=lambda p: p.gpu)
-        problem = (f"the phase {worst.name!r} needs {gib(worst.gpu)} of GPU memory, and "
+    if need(worst) > machine.gpu:
+        kind = "shared" if machine.unified else "GPU"
+        problem = (f"the phase {worst.name!r} needs {gib(need(worst))} of {kind} memory, and "
                    f"{gib(machine.gpu)} are free")  # fmt: skip
     elif (host := max(p.host for p in out)) > machine.ram:
         problem = f"{gib(host)} of host memory are needed, and {gib(machine.ram)} are free"

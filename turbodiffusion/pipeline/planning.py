@@ -78,7 +78,7 @@ def described_machine(name: str, vram: float | None, ram: float | None) -> Machi
 
     Args:
         name: of the GPU; one that the table does not know needs ``vram``.
-        vram, ram: GiB; the table's memory and twice that by default.
+        vram, ram: GiB; the table's memory and twice that by default, once where both are one.
 
     Raises:
         UsageError: an unknown GPU without ``vram``, or a size that is not positive.
@@ -95,10 +95,13 @@ def described_machine(name: str, vram: float | None, ram: float | None) -> Machi
             raise UsageError("plan-memory", f"{flag} {value:g} is no amount of memory.",
                              "Give GB, such as 24.")  # fmt: skip
     memory = int(vram * GIB) if vram is not None else known.memory if known else 0
-    host = int(ram * GIB) if ram is not None else 2 * memory
-    memory, host = int(memory * FREE_GPU), int(host * FREE_HOST)
-    return Machine(known.name if known else name, memory, host, known,
-                   unified=bool(known and known.unified))  # fmt: skip
+    unified = bool(known and known.unified)
+    host = int(ram * GIB) if ram is not None else memory if unified else 2 * memory
+    if unified:  # one memory, and the system uses the same share of it
+        memory = host = int(min(memory, host) * FREE_HOST)
+    else:
+        memory, host = int(memory * FREE_GPU), int(host * FREE_HOST)
+    return Machine(known.name if known else name, memory, host, known, unified=unified)
 
 
 def shape_of(request: Request, card: ModelCard, device: torch.device | None) -> Shape:
