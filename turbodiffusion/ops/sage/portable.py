@@ -24,7 +24,7 @@ from turbodiffusion.ops.sage.naive import (
     smoothed,
 )
 from turbodiffusion.ops.sla import select_blocks
-from turbodiffusion.ops.sla.naive import EPS, feature
+from turbodiffusion.ops.sla.portable import linear_branch
 
 SCORES_AT_A_TIME = 1 << 24  # float32 scores held for a bounded number of query blocks
 
@@ -59,17 +59,9 @@ def sage_sparse_linear_attention(
         blocks = select_blocks(q_BLND, k_BLND, topk=topk, block_q=block_q, block_k=block_k)
     k_smooth = smoothed(k_BLND, column_mean(k_BLND))
     sparse_BNLD, _ = sparse_branch(q_BLND, k_smooth, v_BLND, blocks, block_q, block_k, pv)
-    linear_BNLD = _linear_branch(q_BLND, k_BLND, v_BLND, feature_map)
-    joined_BNLD = F.linear(linear_BNLD, proj_weight.float(), proj_bias.float())
+    linear_BNLD = linear_branch(q_BLND, k_BLND, v_BLND, proj_weight, feature_map)
+    joined_BNLD = linear_BNLD + proj_bias.float()
     return (sparse_BNLD + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
-
-
-def _linear_branch(q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, feature_map: str) -> Tensor:
-    """(B, N, L, D) float32."""
-    phi_q = feature(q_BLND, feature_map).transpose(1, 2).float()
-    phi_k = feature(k_BLND, feature_map).transpose(1, 2).float()
-    state_BNDD = phi_k.mT @ v_BLND.transpose(1, 2).float()
-    return (phi_q @ state_BNDD) / (EPS + phi_q @ phi_k.sum(2).unsqueeze(-1))
 
 
 def sparse_branch(

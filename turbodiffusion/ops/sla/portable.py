@@ -40,11 +40,13 @@ def sparse_linear_attention(
     counts: Tensor | None = None,
 ) -> Tensor:
     sparse_BNLD = _sparse(q_BLND, k_BLND, v_BLND, blocks, block_q, block_k, counts)
-    joined_BNLD = _linear(q_BLND, k_BLND, v_BLND, proj_weight, feature_map) + proj_bias.float()
+    joined_BNLD = (
+        linear_branch(q_BLND, k_BLND, v_BLND, proj_weight, feature_map) + proj_bias.float()
+    )
     return (sparse_BNLD.float() + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
 
 
-def _linear(
+def linear_branch(
     q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, proj_weight: Tensor, feature_map: str
 ) -> Tensor:
     """The linear branch and its projection, (B, N, L, D) float32.
