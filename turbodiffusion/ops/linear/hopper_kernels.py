@@ -24,11 +24,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from turbodiffusion.ops.linear import gemm_kernels
+from turbodiffusion.ops.linear import gemm_kernels, quantize_kernels
 
 STORE = gl.constexpr(gemm_kernels.STORE.value)
 GELU_QUANTIZE = gl.constexpr(gemm_kernels.GELU_QUANTIZE.value)
 RESIDUAL = gl.constexpr(gemm_kernels.RESIDUAL.value)
+GELU_PAIR = gl.constexpr(gemm_kernels.GELU_PAIR.value)
+ROUNDING = gl.constexpr(quantize_kernels.ROUNDING.value)
 
 BM = gl.constexpr(256)
 BN = gl.constexpr(128)
@@ -127,7 +129,7 @@ def _consume(
     GROUP_M: gl.constexpr,
 ):
     """Multiply one half of the rows of every tile, and write it."""
-    p_sx, p_sw, _, _, _, _, _ = data
+    p_sx, p_sw, p_bias, _, _, _, _ = data
     xs, ws, full, empty = ring
     M, N, K, _ = sizes
     STAGES: gl.constexpr = xs.shape[0]
@@ -165,8 +167,13 @@ def _consume(
             mbarrier.arrive(empty.index(s), count=1)
             acc1 = _promote(acc1, c, b_scale1)
             step += 1
-        _finish(acc0, data, sizes, i_m, i_n, ONE_SAMPLE, EPILOGUE, RELEASED)
-        _finish(acc1, data, sizes, i_m + PART, i_n, ONE_SAMPLE, EPILOGUE, RELEASED)
+        b_bias = gl.zeros([BN], gl.float32, gl.SliceLayout(0, SUMS))
+        if p_bias is not None:
+            o_n = i_n + gl.arange(0, BN, layout=gl.SliceLayout(0, SUMS))
+            if i_m < M:  # ends a basic block: the load would be moved to before the loop
+                b_bias = gl.load(p_bias + o_n, mask=o_n < N, other=0.0).to(gl.float32)
+        _finish(acc0, b_bias, data, sizes, i_m, i_n, ONE_SAMPLE, EPILOGUE, RELEASED)
+        _finish(acc1, b_bias, data, sizes, i_m + PART, i_n, ONE_SAMPLE, EPILOGUE, RELEASED)
 
 
 @gluon.jit
@@ -186,6 +193,7 @@ def _promote(acc, c, b_scale):
 @gluon.jit
 def _finish(
     b_y,
+    b_bias,
     data,
     sizes,
     i_m,
@@ -205,17 +213,15 @@ def _finish(
     if p_bias is not None:
         if RELEASED:
             b_y = b_y.to(p_out.dtype.element_ty).to(gl.float32)
-        if i_m < M:  # ends a basic block: the loads of later steps would be moved before this one
-            b_bias = gl.load(p_bias + o_n, mask=o_n < N, other=0.0).to(gl.float32)
-            b_y += gl.expand_dims(b_bias, 0)
+        b_y += gl.expand_dims(b_bias, 0)
     if EPILOGUE == GELU_QUANTIZE:
-        z = 0.7978845608028654 * (b_y + 0.044715 * b_y * b_y * b_y)
-        b_u = b_y / (1.0 + gl.exp(-2.0 * z))
+        b_u = gl.inline_asm_elementwise(
+            GELU_PAIR, "=f,=f,f,f", [b_y], dtype=gl.float32, is_pure=True, pack=2
+        )
         b_amax = gl.maximum(gl.max(gl.abs(b_u), 1), 1e-8)
         o_so = o_m.to(gl.int64) * (N // 128) + i_n // 128
-        gl.store(p_so + o_so, gl.div_rn(b_amax, gl.full_like(b_amax, 127.0)), mask=o_m < M)
-        b_u *= gl.expand_dims(gl.div_rn(gl.full_like(b_amax, 127.0), b_amax), 1)
-        b_u = gl.minimum(gl.maximum(b_u, -128.0), 127.0) + 12582912.0
+        gl.store(p_so + o_so, b_amax * (1 / 127), mask=o_m < M)
+        b_u = b_u * gl.expand_dims(127.0 / b_amax, 1) + ROUNDING
         b_q = gl.convert_layout(b_u.to(gl.int32, bitcast=True).to(gl.int8), BYTES)
         o_q, m_q = _offsets(i_m, i_n, M, N, BYTES)
         gl.store(p_rows + o_q, b_q, mask=m_q)
