@@ -74,7 +74,11 @@ def test_inspect_json(files: dict[str, Path], capsys: pytest.CaptureFixture[str]
     code, out, _ = run(capsys, "inspect", files["int8"], "--json")
     table = json.loads(out)
     assert code == 0
-    assert table["kind"] == "dit" and table["cards"] == ["micro-teacher"] and table["complete"]
+    assert (
+        table["kind"] == "dit"
+        and table["cards"] == ["micro", "micro-teacher"]
+        and table["complete"]
+    )
     assert table["quantized"] is True and table["layout"] == "int8" and table["problem"] == ""
     assert table["config"]["num_layers"] == 4 and len(table["fingerprint"]) == 64
     assert table["dtypes"] == {"bf16": 67, "int8": 40, "fp32": 64}
@@ -135,7 +139,7 @@ def test_convert_and_back(
 ) -> None:
     middle, back = tmp_path / "m.safetensors", tmp_path / "b.pth"
     code, out, err = run(capsys, "convert", files["int8"], middle)
-    assert code == 0 and "micro-teacher, int8, 171 tensors" in out and not err
+    assert code == 0 and "micro, int8, 171 tensors" in out and not err
     code, out, err = run(capsys, "convert", middle, back)
     assert code == 0 and "no place for metadata" in err
     assert back.read_bytes() == files["int8"].read_bytes()

@@ -64,7 +64,7 @@ def test_written_pth_is_what_torch_reads_in_every_way(files: dict[str, Path]) ->
 def test_metadata_describes_the_model(files: dict[str, Path], tmp_path: Path) -> None:
     convert(files["int8"], tmp_path / "m.safetensors", {"note": "mine"})
     assert read_header(tmp_path / "m.safetensors").metadata == {
-        "format": "pt", "kind": "dit", "card": "micro-teacher", "layout": "int8",
+        "format": "pt", "kind": "dit", "card": "micro", "layout": "int8",
         "attention": "sla", "source": "int8.pth", "turbodiffusion": __version__, "note": "mine",
     }  # fmt: skip
 

@@ -51,7 +51,8 @@ def test_vae_and_text_encoder() -> None:
     assert vae.kind == "vae" and vae.complete and vae.layout == "fp32"
     assert vae.cards == tuple(n for n, c in CARDS.items() if c.vae == WAN_VAE)
     text = describe(header_of(text_spec(MICRO_TEXT)))
-    assert text.kind == "text_encoder" and text.cards == ("micro-teacher",) and text.complete
+    assert text.kind == "text_encoder" and text.complete
+    assert text.cards == ("micro-teacher", "micro")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,23 @@ def test_metadata_names_the_card() -> None:
     assert found.card == card
     lie = describe(header_of(dit_spec(DIT_1_3B), "x.safetensors", card=card))
     assert lie.cards == ("TurboWan2.1-T2V-1.3B-480P",)  # shapes are believed first
+
+
+@pytest.mark.parametrize(
+    ("name", "sla", "said", "first"),
+    [
+        ("mini_t2v_teacher.safetensors", False, "", "mini-teacher"),
+        ("mini_t2v_rcm.safetensors", False, "", "mini"),
+        ("mini_t2v_rcm.safetensors", False, "mini", "mini"),
+        ("mini_t2v_sla.safetensors", True, "mini-teacher", "mini-teacher"),
+        ("renamed.safetensors", True, "", "mini"),
+        ("renamed.safetensors", False, "", "mini-teacher"),
+        ("renamed.safetensors", False, "mini", "mini"),
+    ],
+)
+def test_student_or_teacher(name: str, sla: bool, said: str, first: str) -> None:
+    found = describe(header_of(dit_spec(CARDS["mini"].dit, sla=sla), name, card=said))
+    assert found.card == first and set(found.cards) == {"mini", "mini-teacher"}
 
 
 def test_wrapped_training_export() -> None:

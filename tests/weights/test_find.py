@@ -90,17 +90,45 @@ def test_default_is_mini_once_complete(nowhere: Path) -> None:
     assert default_name() == "mini" and find().card.name == "mini-teacher"
 
 
-def test_student_comes_before_the_teacher(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    student = replace(CARDS["micro-teacher"], name="micro", few_step=True)
-    monkeypatch.setitem(CARDS, "micro", student)
+def test_student_comes_before_the_teacher(nowhere: Path) -> None:
     embed(nowhere, "micro")
     assert find("micro").card.name == "micro-teacher"
+    embed(nowhere, "micro", "t2v_turbo.safetensors")
+    assert find("micro").card.name == "micro"
+    assert find("micro").dit[""].name == "micro_t2v_turbo.safetensors"
     embed(nowhere, "micro", "t2v_turbo_int8.safetensors")
-    assert find("micro").card is student
     assert find("micro").dit[""].name == "micro_t2v_turbo_int8.safetensors"
+    assert find("micro", quantized=False).dit[""].name == "micro_t2v_turbo.safetensors"
     assert find("micro-teacher").dit[""].name == "micro_t2v_teacher.safetensors"
+
+
+def test_two_experts_of_an_embedded_model(nowhere: Path) -> None:
+    embed(nowhere, "mini")
+    fails("weights-missing", lambda: find("mini-i2v"), "mini_i2v_high_int8.safetensors")
+    embed(nowhere, "mini", "i2v_high_int8.safetensors")
+    fails("weights-missing", lambda: find("mini-i2v"), "mini_i2v_low_int8.safetensors")
+    assert default_name("i2v") == "mini"
+    embed(nowhere, "mini", "i2v_low_int8.safetensors")
+    assert default_name("i2v") == "mini-i2v" and default_name() == "mini"
+    files = find("mini-i2v")
+    assert files.card.name == "mini-i2v"
+    assert {expert: path.name for expert, path in files.dit.items()} == {
+        "high": "mini_i2v_high_int8.safetensors", "low": "mini_i2v_low_int8.safetensors",
+    }  # fmt: skip
+    assert files.vae.name == "mini_vae.safetensors"
+    fails("weights-missing", lambda: find("mini-i2v-teacher"), "mini_i2v_teacher_high.safetensors")
+
+
+def test_experts_of_an_embedded_model_by_path(nowhere: Path) -> None:
+    embed(nowhere, "mini")
+    spec = dit_spec(CARDS["mini-i2v"].dit, True)
+    for expert in ("high", "low"):
+        path = nowhere / "run" / f"mini_i2v_{expert}_int8.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        sparse_safetensors(path, spec)
+    files = find(path)
+    assert files.card.name == "mini-i2v" and files.dit["low"] == path
+    assert files.dit["high"] == path.with_name("mini_i2v_high_int8.safetensors")
 
 
 def test_embedded_model_that_is_not_shipped(nowhere: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiffusion.errors import WeightsError
+from turbodiffusion.models.cards import CARDS
 from turbodiffusion.weights.check import WORDS, require_kind, require_supported, some
 from turbodiffusion.weights.detect import Description, config_line, describe
 from turbodiffusion.weights.header import diffusers_components, read_header
@@ -64,7 +65,7 @@ def problem(found: Description) -> str:
 def usage(found: Description) -> str:
     """The command that uses this file."""
     if found.kind == "dit" and found.card:
-        image = " --image FILE" if "I2V" in found.card else ""
+        image = " --image FILE" if CARDS[found.card].task == "i2v" else ""
         path = f'"{found.path}"' if " " in str(found.path) else found.path
         return f'turbodiffusion generate "PROMPT"{image} --model {path}'
     if found.kind in ("vae", "text_encoder"):

@@ -94,7 +94,7 @@ def row(one: ModelCard) -> dict[str, Any]:
     plain = dit_spec(one.dit, sla=not one.embedded or one.few_step)
     vae, text = vae_spec(one.vae, "bfloat16"), text_spec(one.text)
     layouts: list[dict[str, Any]] = []
-    for quantized in (False,) if one.embedded else (False, True):
+    for quantized in places.embedded_layouts(one) if one.embedded else (False, True):
         spec = dit_spec(one.dit, True) if quantized else plain
         size = spec_bytes(spec)
         layouts.append(
@@ -126,8 +126,7 @@ def row(one: ModelCard) -> dict[str, Any]:
 
 def _files(one: ModelCard, quantized: bool) -> dict[str, str]:
     if one.embedded:
-        path: Path | None = places.embedded_dit(one)
-        return {"": str(path)} if path else {}
+        return {e: str(path) for e, path in places.embedded_dit(one, quantized).items()}
     return {expert: str(path) for expert, path in places.released_dit(one, quantized).items()}
 
 

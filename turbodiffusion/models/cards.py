@@ -239,15 +239,34 @@ MICRO_DIT = DiTConfig(
     text_dim=64, text_len=24, freq_dim=128,
 )  # fmt: skip
 MINI_BASELINE = Baseline(steps=50, shift=2.0, guidance=2.0, solver="euler")
+MINI_MASK = 4
+"""Mask channels of the embedded image-to-video network; its image latents are the VAE's."""
 
 
-def _embedded(name: str, dit: DiTConfig, text: TextEncoderConfig, frames: int, side: int,
-              block: int) -> ModelCard:  # fmt: skip
+def _teacher(name: str, dit: DiTConfig, text: TextEncoderConfig, frames: int, side: int,
+             block: int) -> ModelCard:  # fmt: skip
     return ModelCard(
         name=name, task="t2v", dit=dit, vae=MINI_VAE, text=text, width=side, height=side,
         frames=frames, few_step=False, sigma_max=200.0, baseline=MINI_BASELINE, embedded=True,
         attention=Attention("dense", topk=0.1, block_q=block, block_k=block),
     )  # fmt: skip
+
+
+def _student(teacher: ModelCard) -> ModelCard:
+    """What a teacher becomes: few steps and sparse attention, everything else as it was."""
+    return replace(
+        teacher, name=teacher.name.removesuffix("-teacher"), few_step=True,
+        attention=replace(teacher.attention, kind="sla"),
+    )  # fmt: skip
+
+
+MINI_TEACHER = _teacher("mini-teacher", MINI_DIT, MINI_TEXT, 33, 128, 64)
+MICRO_TEACHER = _teacher("micro-teacher", MICRO_DIT, MICRO_TEXT, 17, 64, 16)
+MINI_I2V_TEACHER = replace(
+    MINI_TEACHER, name="mini-i2v-teacher", task="i2v", experts=("high", "low"),
+    dit=replace(MINI_DIT, in_dim=MINI_DIT.in_dim + MINI_MASK + MINI_VAE.z_dim),
+    baseline=replace(MINI_BASELINE, shift=5.0),
+)  # fmt: skip
 
 
 def _released(name: str, dit: DiTConfig, width: int, height: int) -> ModelCard:
@@ -271,8 +290,12 @@ CARDS: dict[str, ModelCard] = {
             width=1280, height=720, frames=81, experts=("high", "low"), sigma_max=200.0,
             attention=RELEASED_ATTENTION, baseline=Baseline(steps=40, shift=5.0, guidance=3.5),
         ),
-        _embedded("mini-teacher", MINI_DIT, MINI_TEXT, 33, 128, 64),
-        _embedded("micro-teacher", MICRO_DIT, MICRO_TEXT, 17, 64, 16),
+        _student(MINI_TEACHER),
+        MINI_TEACHER,
+        _student(MINI_I2V_TEACHER),
+        MINI_I2V_TEACHER,
+        _student(MICRO_TEACHER),
+        MICRO_TEACHER,
     )
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def describe(header: Header) -> Description:
     config = infer(kind, shapes) if layout.supported else None
     quantized = any(name.endswith(".int8_weight") for name in shapes)
     sla = any(PROJ_L in name for name in shapes)
-    cards = _ranked(header, fitting_cards(config, shapes)) if config else ()
+    cards = _ranked(header, fitting_cards(config, shapes), sla) if config else ()
     missing, unexpected, mismatched = _compare(config, shapes, quantized, sla, layout.others)
     sizes: Counter[str] = Counter()
     for info in header.tensors.values():
@@ -168,17 +168,22 @@ def _compare(
     return tuple(name for name in spec if name not in shapes), unexpected, tuple(wrong)
 
 
-def _ranked(header: Header, cards: list[ModelCard]) -> tuple[str, ...]:
-    """Names of fitting cards; the one named by our metadata or by the file name comes first."""
+def _ranked(header: Header, cards: list[ModelCard], sla: bool) -> tuple[str, ...]:
+    """Names of fitting cards, the likeliest first.
+
+    First comes the one named by our metadata, then those whose name is part of the file's, the
+    longest name first. Of the rest, sparse attention speaks for a student, its lack for a teacher.
+    """
     said = header.metadata.get("card", "")
     stem = re.sub(r"[-_](high|low)", "", header.path.stem).replace("_", "-").lower()
 
-    def rank(name: str) -> int:
-        if name == said:
-            return 0
-        return 1 if name.lower().removeprefix("turbo") in stem else 2
+    def rank(card: ModelCard) -> tuple[bool, int, bool]:
+        plain = card.name.lower().removeprefix("turbo")
+        words = plain.split("-")
+        named = plain in stem or set(words) <= set(stem.split("-"))
+        return card.name != said, -len(words) * named, card.few_step != sla
 
-    return tuple(sorted((card.name for card in cards), key=rank))
+    return tuple(card.name for card in sorted(cards, key=rank))
 
 
 def expert_of(path: Path) -> str:

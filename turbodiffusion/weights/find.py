@@ -52,13 +52,15 @@ class _Request:
         return self.role in (None, role)
 
 
-def default_name() -> str:
-    """The model used when none is named: ``mini`` where its files are shipped, else ``micro``."""
-    for size in places.SIZES:
-        one = places.embedded_card(size)
+def default_name(task: str = "t2v") -> str:
+    """The model used when none is named: ``mini`` where its files are shipped, else ``micro``;
+    ``mini-i2v`` to animate an image, where it is shipped."""
+    names = ["mini-i2v"] * (task == "i2v") + list(places.SIZES)
+    for name in names:
+        one = places.embedded_card(name)
         parts = [places.companion(one, role, ()) for role in COMPANIONS] if one else []
         if one and places.embedded_dit(one) and all(parts):
-            return size
+            return name
     return "micro"
 
 
@@ -80,8 +82,8 @@ def find(
             a folder (diffusers, Wan, or of one checkpoint), a hub id, None for the default.
         role: where only one network is needed (``dit``, ``vae``, ``text_encoder``,
             ``tokenizer``), only that must exist; the others say where they would be.
-        quantized: int8 or plain weights of a released model; None takes what is present, plain
-            first.
+        quantized: int8 or plain weights; None takes what is present: plain first of a released
+            model, int8 first of an embedded one.
         vae, text_encoder, tokenizer: companions given by hand.
         low: the low-noise expert where ``name_or_path`` is the file of the high-noise one.
         download: fetch what is missing from the hub (HF_HUB_OFFLINE forbids it).
@@ -96,7 +98,7 @@ def find(
     request = _Request(given, role, download)
     name = str(name_or_path) if name_or_path is not None else default_name()
     if one := places.embedded_card(name):
-        return _complete(one, _shipped_dit(one, request), [], request)
+        return _complete(one, _shipped_dit(one, quantized, request), [], request)
     plain = name.removesuffix("-quant")
     stem = plain.rpartition("/")[2] if plain.startswith("TurboDiffusion/") else plain
     if stem in CARDS:
@@ -130,13 +132,15 @@ def _looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and plain and Path(name).suffix not in places.SUFFIXES
 
 
-def _shipped_dit(one: ModelCard, request: _Request) -> dict[str, Path]:
-    path = places.embedded_dit(one)
-    if path is None:
-        path = places.embedded_dit_places(one)[0]
+def _shipped_dit(one: ModelCard, quantized: bool | None, request: _Request) -> dict[str, Path]:
+    layouts = places.embedded_layouts(one)
+    wanted = quantized if quantized in layouts else None
+    files = places.embedded_dit(one, wanted)
+    if not files:
+        files = places.embedded_dit_places(one, layouts[0] if wanted is None else wanted)
         if request.needs("dit"):
-            raise _not_shipped(one, path)
-    return {"": path}
+            raise _not_shipped(one, next(p for p in files.values() if not p.is_file()))
+    return files
 
 
 def _not_shipped(one: ModelCard, path: Path) -> WeightsError:

@@ -19,8 +19,13 @@ _EMBEDDED = {
     "text_encoder": "{}_text.safetensors",
     "tokenizer": "{}_tokenizer.json",
 }
-_TEACHER = ("{}_t2v_teacher.safetensors",)
-_STUDENT = ("{}_t2v_turbo_int8.safetensors", "{}_t2v_turbo.safetensors")
+# (task, few steps) → stems of the DiT's files by layout: int8, plain. One stem for each expert.
+_DIT: dict[tuple[str, bool], dict[bool, str]] = {
+    ("t2v", False): {False: "{size}_t2v_teacher"},
+    ("t2v", True): {True: "{size}_t2v_turbo_int8", False: "{size}_t2v_turbo"},
+    ("i2v", False): {False: "{size}_i2v_teacher_{expert}"},
+    ("i2v", True): {True: "{size}_i2v_{expert}_int8", False: "{size}_i2v_{expert}"},
+}
 _TOKENIZER = (
     "google/umt5-xxl/tokenizer.json",
     "umt5-xxl/tokenizer.json",
@@ -77,23 +82,40 @@ def companion(card: ModelCard, role: str, folders: Iterable[Path]) -> Path | Non
 
 
 def embedded_card(name: str) -> ModelCard | None:
-    """The card behind ``micro`` or ``mini``: the student where its file is shipped, else the
-    teacher. None for other names."""
-    card = CARDS.get(name)
-    if name in SIZES and (card is None or embedded_dit(card) is None):
-        card = CARDS.get(f"{name}-teacher")
+    """The card behind the name of an embedded model. Where a student's files are not shipped and
+    its teacher's are, or might be, that is the teacher's card. None for other names."""
+    card, teacher = CARDS.get(name), CARDS.get(f"{name}-teacher")
+    if teacher and not (card and embedded_dit(card)) and (name in SIZES or embedded_dit(teacher)):
+        card = teacher
     return card if card and card.embedded else None
 
 
-def embedded_dit(card: ModelCard) -> Path | None:
-    """The shipped DiT of an embedded card, or None."""
-    return next((p for p in embedded_dit_places(card) if p.is_file()), None)
+def embedded_dit(card: ModelCard, quantized: bool | None = None) -> dict[str, Path]:
+    """Expert → shipped file of an embedded card, in the first layout that is complete; else {}.
+
+    Args:
+        quantized: int8 or plain weights; None takes int8 where they are shipped.
+    """
+    for layout in embedded_layouts(card):
+        if quantized in (None, layout):
+            files = embedded_dit_places(card, layout)
+            if all(path.is_file() for path in files.values()):
+                return files
+    return {}
 
 
-def embedded_dit_places(card: ModelCard) -> list[Path]:
-    """Where the DiT of an embedded card may lie."""
-    names = _STUDENT if card.few_step else _TEACHER
-    return [data_folder() / name.format(embedded_size(card)) for name in names]
+def embedded_layouts(card: ModelCard) -> tuple[bool, ...]:
+    """The layouts an embedded card is shipped in, the default first; True stands for int8."""
+    return tuple(_DIT[card.task, card.few_step])
+
+
+def embedded_dit_places(card: ModelCard, quantized: bool) -> dict[str, Path]:
+    """Expert → where the DiT of an embedded card lies in one of its layouts."""
+    stem, size = _DIT[card.task, card.few_step][quantized], embedded_size(card)
+    return {
+        expert: data_folder() / f"{stem.format(size=size, expert=expert)}.safetensors"
+        for expert in card.experts
+    }
 
 
 def released_dit(card: ModelCard, quantized: bool) -> dict[str, Path]:
