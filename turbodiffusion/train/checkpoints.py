@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor
 
 from turbodiffusion.errors import CapacityError, TurboDiffusionError, WeightsError
 from turbodiffusion.parallel.ranks import Ranks
+from turbodiffusion.weights.sharded_reader import SafePlanner, SafeReader
 
 LATEST = "latest_checkpoint.txt"
 TRAINER = "trainer.json"
@@ -92,11 +93,11 @@ class Checkpoints:
         """Fill ``tensors`` in place; returns what was saved as ``trainer``.
 
         Raises:
-            WeightsError: the checkpoint is damaged, or of other networks.
+            WeightsError: the checkpoint is damaged, of other networks, or asks for code to run.
         """
         try:
             for part, values in tensors.items():
-                dcp.load(values, checkpoint_id=path / part)
+                dcp.load(values, storage_reader=SafeReader(path / part), planner=SafePlanner())
             trainer: dict[str, Any] = json.loads((path / TRAINER).read_text("utf-8"))
             return trainer
         except _FAILURES as error:

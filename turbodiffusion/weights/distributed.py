@@ -1,8 +1,8 @@
 """Checkpoints of PyTorch's distributed format: the newest of a run, and writing one.
 
 Networks stand under the prefixes ``net.``, ``net_ema.`` (the average, which is what gets exported)
-and ``net_fake_score.``. The format's index is a pickle that PyTorch loads as it is, so only
-checkpoints of one's own runs should be given.
+and ``net_fake_score.``. They are read by :mod:`.sharded_reader`, which runs nothing that a file
+contains.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def open_distributed(folder: Path) -> Tensors:
     Raises:
         WeightsError: it is damaged, or holds no DiT.
     """
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from turbodiffusion.weights.sharded_reader import SafeReader
+
     try:
-        stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+        stored = SafeReader(folder).read_metadata().state_dict_metadata
     except Exception as error:  # pickle and torch raise kinds of their own
         raise _damaged(folder, error) from error
     infos = {
@@ -84,11 +85,14 @@ class _Distributed(FileTensors):
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
 
+        from turbodiffusion.weights.sharded_reader import SafePlanner, SafeReader
+
         info = self.header.tensors[self.keys[name]]
         target = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
         try:
             with _alone():
-                dcp.load({self.prefix + self.keys[name]: target}, checkpoint_id=info.file)
+                wanted = {self.prefix + self.keys[name]: target}
+                dcp.load(wanted, storage_reader=SafeReader(info.file), planner=SafePlanner())
         # What torch raises for a broken shard is no Exception.
         except (Exception, CheckpointException) as error:
             raise _damaged(info.file, error) from error
