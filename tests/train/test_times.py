@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.train.tiny import generator
+from turbodiffusion.errors import UsageError
 from turbodiffusion.train import times
-from turbodiffusion.train.times import LogNormal, UniformShift
+from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
 
 GRID = torch.linspace(0, 0.999, 301, dtype=torch.float64)
 
@@ -56,3 +57,28 @@ def test_extreme_draws_stay_in_range():
     for mean in (-2000.0, 700.0, 2000.0):
         tau = LogNormal(mean, 1.0).draw(100, generator())
         assert tau.isfinite().all() and (tau >= 0).all() and (tau <= 1).all(), mean
+
+
+@pytest.mark.parametrize("whole", [UniformShift(5), LogNormal(0.7, 1.6)], ids=lambda t: str(t))
+def test_chances_lead_back(whole):
+    chance = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
+    torch.testing.assert_close(whole.cdf(whole.quantile(chance)), chance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("whole", [UniformShift(5), LogNormal(0.7, 1.6)], ids=lambda t: str(t))
+@pytest.mark.parametrize(("low", "high"), [(0.9, 1.0), (0.0, 0.9), (0.5, 0.6)])
+def test_a_part_is_drawn_as_the_whole_draws_it(whole, low, high):
+    part = Restricted(whole, low, high).draw(4000, generator())
+    assert part.dtype is torch.float64 and part.shape == (4000, 1)
+    assert low <= part.min() and part.max() <= high
+    tau = whole.draw(40000, generator(1))
+    kept = tau[(tau >= low) & (tau <= high)]
+    chances = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    found, wanted = torch.quantile(part, chances), torch.quantile(kept, chances)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.05 * (high - low))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 0.9), (-0.1, 0.5), (0.5, 1.1)])
+def test_an_empty_part_is_refused(low, high):
+    with pytest.raises(UsageError, match="lies between"):
+        Restricted(UniformShift(5), low, high)

@@ -20,6 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from turbodiffusion.errors import UsageError
+
 HALF_PI = math.pi / 2
 
 
@@ -54,6 +56,11 @@ def shift_flow(flow: Tensor, shift: float) -> Tensor:
     return flow if shift <= 0 else shift * flow / (1 + (shift - 1) * flow)
 
 
+def unshift_flow(flow: Tensor, shift: float) -> Tensor:
+    """The inverse of :func:`shift_flow`."""
+    return flow if shift <= 0 else shift_flow(flow, 1 / shift)
+
+
 def broadcast(time_B1: Tensor, like: Tensor) -> Tensor:
     """``time_B1`` as (B, 1, 1, …), to be multiplied with ``like``."""
     return time_B1.reshape(-1, *[1] * (like.ndim - 1))
@@ -74,6 +81,14 @@ class LogNormal:
     mean: float
     std: float
 
+    def cdf(self, flow: Tensor) -> Tensor:
+        """Chance of a draw up to ``flow``, float64."""
+        return torch.special.ndtr((flow.logit() - self.mean) / self.std)
+
+    def quantile(self, chance: Tensor) -> Tensor:
+        """The inverse of :meth:`cdf`."""
+        return (self.mean + self.std * torch.special.ndtri(chance)).sigmoid()
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(
             count, 1, generator=generator, device=generator.device, dtype=torch.float64
@@ -87,11 +102,47 @@ class UniformShift:
 
     shift: float
 
+    def cdf(self, flow: Tensor) -> Tensor:
+        """Chance of a draw up to ``flow``, float64."""
+        return unshift_flow(flow, self.shift)
+
+    def quantile(self, chance: Tensor) -> Tensor:
+        """The inverse of :meth:`cdf`."""
+        return shift_flow(chance, self.shift).clamp(0, 1)
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(
             count, 1, generator=generator, device=generator.device, dtype=torch.float64
         )
-        return shift_flow(uniform, self.shift).clamp(0, 1)
+        return self.quantile(uniform)
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """``times`` on condition that τ lies between ``low`` and ``high``: the range of one expert.
+
+    Drawn by the quantile of a uniform chance, so that no draw is thrown away.
+    """
+
+    times: UniformShift | LogNormal
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise UsageError(
+                "train-setting",
+                f"No flow time lies between {self.low:g} and {self.high:g}.",
+                "Give 0 ≤ low < high ≤ 1.",
+            )
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(
+            count, 1, generator=generator, device=generator.device, dtype=torch.float64
+        )
+        ends = torch.tensor([self.low, self.high], dtype=torch.float64, device=uniform.device)
+        low, high = self.times.cdf(ends)
+        return self.times.quantile(torch.lerp(low, high, uniform)).clamp(self.low, self.high)
 
 
 def draw_angles(times: Times, count: int, generator: torch.Generator) -> Tensor:
