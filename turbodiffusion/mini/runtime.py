@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,9 +99,9 @@ def compile_modules(modules: Iterable[nn.Module], worker: Worker) -> None:
     cannot compile runs as it is written, with the compiler's own warning.
     """
     if worker.compile:
-        torch._dynamo.config.suppress_errors = True
-        for module in modules:
-            module.compile(dynamic=False)
+        from turbodiffusion.train import compiled
+
+        compiled.compile_modules(modules)
 
 
 CUDNN_TOKENS = 2048

@@ -47,6 +47,10 @@ PREFERENCES: dict[tuple[str, str], tuple[Backend, str]] = {
 
 Forcing a form with the variable goes before a preference."""
 
+FUSED_BY_COMPILER = ("norm", "rope")
+"""Operators that ``torch.compile`` makes one kernel of together with what surrounds them; ready
+kernels would only cut its graphs."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _choices: dict[tuple[str, str, str], Choice] = {}
@@ -84,6 +88,8 @@ def form(operator: str, device: torch.device) -> ModuleType:
     name = _resolved_name(operator, device)
     if dual.active() and name == "triton" and operator != "tangent":  # kernels carry no tangents
         return importlib.import_module(f"{package.__name__}.portable")
+    if name == "triton" and operator in FUSED_BY_COMPILER and torch.compiler.is_compiling():
+        name = "portable"
     return getattr(package, name)
 
 

@@ -78,8 +78,10 @@ class Continuous:
     ) -> Tensor:
         """dF of the student: its derivative along the teacher's path, times cos t·sin t."""
 
+        network = networks.derived()
+
         def student(x_: Tensor, t_: Tensor) -> Tensor:
-            return ask(networks.student, x_, t_, batch.context_BSD, batch).velocity
+            return ask(network, x_, t_, batch.context_BSD, batch).velocity
 
         speed_B1 = t_B1.cos() * t_B1.sin()
         speed = broadcast(speed_B1, x)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.errors import UsageError
+from turbodiffusion.train.exact import ExactCopy
 from turbodiffusion.train.times import Times, broadcast
 
 Trained = Literal["student", "fake_score"]
@@ -91,12 +92,18 @@ class Phase:
 class Networks:
     """The networks of a run. All take ``(x, timestep_B1, context, condition)``.
 
-    ``teacher`` and ``fake_score`` are None where an objective has none.
+    ``teacher`` and ``fake_score`` are None where an objective has none. ``exact`` is a copy of the
+    student in a higher precision, from which its derivative is taken; see :mod:`~.exact`.
     """
 
     student: nn.Module
     teacher: nn.Module | None = None
     fake_score: nn.Module | None = None
+    exact: ExactCopy | None = None
+
+    def derived(self) -> nn.Module:
+        """The network whose derivative stands for that of the student, with its newest weights."""
+        return self.student if self.exact is None else self.exact.updated()
 
     def need(self, role: Literal["teacher", "fake_score"]) -> nn.Module:
         """The network of this role.

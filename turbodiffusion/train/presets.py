@@ -18,7 +18,7 @@ from turbodiffusion.train.distill import Distillation
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.losses import FlowMatching, Networks, Objective, SparseAlignment
 from turbodiffusion.train.optim import OptimSettings
-from turbodiffusion.train.times import LogNormal, UniformShift
+from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
 
 SHIFT_5 = UniformShift(5.0)
 
@@ -30,7 +30,7 @@ class FlowLoss:
     With sparse attention in the student, of ``topk`` key blocks, it is the black-box fine-tuning.
     """
 
-    times: UniformShift | LogNormal = SHIFT_5
+    times: UniformShift | LogNormal | Restricted = SHIFT_5
     drop: float = 0.1
     topk: float = 0.1
 
@@ -92,6 +92,7 @@ class StagePreset:
     ema: float = 0.1
     save_every: int = 500
     sample_every: int = 500
+    exact_derivative: bool = False
 
 
 def _adam(lr: float) -> OptimSettings:
@@ -112,12 +113,34 @@ _SLA_LARGE = StagePreset(
     _LARGE_CARD, AlignmentLoss(), _TUNING, batch=128, micro_batch=1, latent_frames=21,
     parallel=_LARGE, save_every=250, sample_every=250,
 )  # fmt: skip
-_SLA_MINI = StagePreset(
-    "mini-teacher", AlignmentLoss(LogNormal(0.7, 1.6)), OptimSettings(lr=2e-4),
-    batch=32, micro_batch=32, latent_frames=9, steps=5000,
-)  # fmt: skip
 _BLACK_BOX = FlowLoss(drop=0.0, topk=0.05)
 """The publication's; its class of skipped key blocks does not exist in the released operator."""
+
+
+def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
+    """The stages of an embedded model; rates are those of the 1.3B times about 50, because the
+    networks are 300 times smaller and learn for a few thousand steps."""
+    sla = StagePreset(
+        card, AlignmentLoss(LogNormal(0.7, 1.6)), OptimSettings(lr=2e-4),
+        batch=32, micro_batch=32, latent_frames=latent_frames, steps=5000,
+    )  # fmt: skip
+    noise = LogNormal(-0.8 + 0.5 * math.log(latent_frames), 1.6)
+    return {
+        "flow": replace(
+            sla, loss=FlowLoss(UniformShift(2.0)), batch=64, micro_batch=64, steps=60_000,
+            optim=OptimSettings(lr=1e-3, betas=(0.9, 0.99), warmup=200, clip=1.0),
+        ),
+        "sla": sla,
+        "sla-flow": replace(sla, loss=FlowLoss(UniformShift(2.0), drop=0.0)),
+        "rcm": replace(
+            sla, optim=_adam(1e-4), fake_score=_adam(1e-4), steps=8000, exact_derivative=True,
+            loss=DistillLoss(
+                Continuous(noise, guidance=2.0, warmup=200),
+                DistributionMatching(SHIFT_5, guidance=2.0),
+            ),
+        ),
+    }  # fmt: skip
+
 
 PRESETS: dict[str, dict[str, StagePreset]] = {
     "1.3B": {
@@ -140,23 +163,8 @@ PRESETS: dict[str, dict[str, StagePreset]] = {
             parallel=_LARGE, save_every=250, sample_every=250,
         ),
     },
-    "mini": {
-        "flow": replace(
-            _SLA_MINI, loss=FlowLoss(UniformShift(2.0)), batch=64, micro_batch=64, steps=60_000,
-            optim=OptimSettings(lr=1e-3, betas=(0.9, 0.99), warmup=200, clip=1.0),
-        ),
-        "sla": _SLA_MINI,
-        "sla-flow": replace(_SLA_MINI, loss=FlowLoss(UniformShift(2.0), drop=0.0)),
-        "rcm": StagePreset(
-            "mini-teacher",
-            DistillLoss(
-                Continuous(LogNormal(-0.8 + math.log(3), 1.6), guidance=2.0, warmup=200),
-                DistributionMatching(SHIFT_5, guidance=2.0),
-            ),
-            _adam(1e-4), batch=32, micro_batch=32, latent_frames=9, steps=8000,
-            fake_score=_adam(1e-4),
-        ),
-    },
+    "mini": _embedded("mini-teacher", latent_frames=9),
+    "micro": _embedded("micro-teacher", latent_frames=5),
 }  # fmt: skip
 """By size and stage. ``sla-flow`` tunes sparse attention by the ordinary loss, ``sla`` by its dense
 teacher."""

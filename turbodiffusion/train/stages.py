@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -35,7 +36,7 @@ def settings_of(stage: str, size: str) -> TrainConfig:
         stage=stage, preset=size, out=f"runs/{size}-{stage}", card=p.card, steps=p.steps,
         batch=p.batch, micro_batch=p.micro_batch, latent_frames=p.latent_frames, optim=p.optim,
         fake_score=p.fake_score or OptimSettings(), parallel=p.parallel, ema=p.ema,
-        save_every=p.save_every, loss=p.loss,
+        save_every=p.save_every, exact_derivative=p.exact_derivative, loss=p.loss,
     )  # fmt: skip
 
 
@@ -89,8 +90,8 @@ def _load(network: WanDiT, init: str, card: ModelCard) -> None:
     from turbodiffusion.weights.header import read_header
     from turbodiffusion.weights.load import load_dit
 
-    files = find(init, "dit").dit
-    file = files.get("", next(iter(files.values())))
+    # One expert is trained at a time, so the file of one is enough.
+    file = Path(init) if Path(init).is_file() else next(iter(find(init, "dit").dit.values()))
     has_projection = describe(read_header(file)).attention != "dense"
     sparse = network.attention.kind != "dense" and has_projection
     loaded = load_dit(file, card, network.attention if sparse else Attention("dense"))
