@@ -68,7 +68,7 @@ def compare(stage: str, layout: str, folder: Path) -> list[dict[str, Any]]:
         trainer.iteration = iteration
         phase = trainer.objective.phase(iteration)
         trainer.backward(phase)
-        loss = float(world.mean(trainer.sums.pop("loss")[0]))
+        loss = float(world.mean(trainer.meter.values.pop("loss")[0]))
         learner = trainer.networks[phase.trains]
         named = learner.named_parameters()
         grads = {n: p.grad.full_tensor() for n, p in named if p.grad is not None}

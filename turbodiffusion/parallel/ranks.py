@@ -56,13 +56,19 @@ class Ranks:
         dist.all_reduce(value)
         return value / self.world
 
+    def largest(self, value: Tensor) -> Tensor:
+        """Largest value of a tensor over all processes, element by element."""
+        if self.world == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
     def any(self, flag: bool) -> bool:
         """True in every process as soon as it is in one."""
         if self.world == 1:
             return flag
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.largest(torch.tensor(float(flag), device=self.device)).item())
 
     def wait(self) -> None:
         """Return when every process has come this far."""

@@ -27,6 +27,11 @@ class Progress:
         self.live = sys.stderr.isatty()
         self.times = deque([time.monotonic()], maxlen=_WINDOW + 1)
 
+    def restart(self) -> None:
+        """Go on from now: what has happened since the last step is no part of the next one."""
+        idle = time.monotonic() - self.times[-1]
+        self.times = deque([t + idle for t in self.times], maxlen=_WINDOW + 1)
+
     def tick(self) -> None:
         """A step is complete."""
         self.times.append(time.monotonic())

@@ -1,77 +1,181 @@
-"""Videos drawn while training, by the unaccelerated sampler.
+"""Videos drawn while training: what the student makes, above what its teacher makes.
 
-Texts are those of the first batch, the noise is always the same, so that the files of a run show
-its progress. The network is sharded: every process takes part in every call, the first one writes.
+One file an iteration, ``samples/iter_….mp4``. Columns are prompts × seeds, the same in the whole
+run; the rows, from the top, are stored in the file as its settings:
+
+==========  ======================================================================================
+stage       rows
+==========  ======================================================================================
+distilled   the student in 1, 2 and 4 calls by the few-step sampler; the teacher, guided
+``sla``     the sparse student, then its dense teacher, both guided
+others      the network, guided
+==========  ======================================================================================
+
+Every row starts from the same noise, so the distance between a row and the teacher's means
+something: it is returned as ``sample_mse…``, a mean over all elements of the latents. The networks
+are sharded: every process takes part in every call, the first one decodes and writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from turbodiffusion.errors import UsageError
+from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.models.cards import ModelCard
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.parallel.ranks import Ranks
 from turbodiffusion.sampling.flow import sample_flow
-from turbodiffusion.sampling.noise import draw_noise
-from turbodiffusion.train.losses import Batch, dtype_of
+from turbodiffusion.sampling.noise import draw_noise, make_generators
+from turbodiffusion.sampling.rcm import sample_rcm
+from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.losses import Batch, Networks, dtype_of
+from turbodiffusion.train.presets import DistillLoss
+from turbodiffusion.train.sources import Source
+from turbodiffusion.train.trainer import to_device
 
-_STEPS = 20
-_SHOWN = 2  # videos side by side
+FEW = (1, 2, 4)
+"""Calls of a distilled student; more would be drawn with the same angles as 4."""
+
+Row = Callable[[Batch], Tensor]
 
 
 class Sampler:
-    """Draws ``samples/iter_….mp4``.
+    """Draws the videos of a run and measures them.
 
     Args:
-        guided: use the card's guidance; a distilled student has it built in.
+        source: the first ``config.sample_prompts`` samples of it lend their texts.
+        vae: decodes; ``suffix`` of the files, see :func:`open_vae` and :func:`video_suffix`.
     """
 
     def __init__(
-        self, network: torch.nn.Module, card: ModelCard, ranks: Ranks, folder: Path,
-        vae: WanVAE, *, guided: bool,
+        self, config: TrainConfig, networks: Networks, card: ModelCard, ranks: Ranks,
+        source: Source, vae: WanVAE, suffix: str = ".mp4",
     ) -> None:  # fmt: skip
-        self.network, self.card, self.ranks, self.folder = network, card, ranks, folder
-        self.vae, self.guided = vae, guided
+        self.config, self.networks, self.card, self.ranks = config, networks, card, ranks
+        self.source, self.vae, self.suffix = source, vae, suffix
+        self.batch: Batch | None = None
+        self.teacher: Tensor | None = None  # its videos never change
 
     @torch.no_grad()
-    def __call__(self, iteration: int, batch: Batch) -> None:
-        latents = self.latents(batch)
+    def __call__(self, iteration: int) -> dict[str, float]:
+        """Draw with the networks as they are; returns the distances from the teacher."""
+        if self.batch is None:
+            self.batch = to_device(first_samples(self.source, self.config), self.ranks.device)
+        rows = {name: draw(self.batch) for name, draw in self.rows().items()}
+        found: dict[str, float] = {}
+        if self.networks.teacher is not None:
+            if self.teacher is None:
+                self.teacher = self.many(self.networks.teacher, self.batch)
+            for name, latents in rows.items():
+                mean = (latents.double() - self.teacher.double()).square().mean()
+                found["sample_mse" + name.removeprefix("student")] = float(mean)
+            rows[f"teacher {self.config.sample_steps}"] = self.teacher
         if self.ranks.first:
-            self.write(self.folder / f"iter_{iteration:09d}.mp4", latents)
+            folder = Path(self.config.out) / "samples"
+            self.write(folder / f"iter_{iteration:09d}{self.suffix}", rows)
+        return found
 
-    def latents(self, batch: Batch) -> Tensor:
-        """Clean latents of the first texts of ``batch``."""
-        dtype, baseline = dtype_of(self.network), self.card.baseline
-        text = batch.context_BSD[:_SHOWN].to(dtype)
-        y = batch.condition_BCTHW
-        y = None if y is None else y[:_SHOWN].to(dtype)
+    def rows(self) -> dict[str, Row]:
+        """What to draw of the student, by name."""
+        loss = self.config.loss
+        if not isinstance(loss, DistillLoss):
+            return {"student": lambda batch: self.many(self.networks.student, batch)}
 
-        def velocity(context: Tensor) -> Any:
-            return lambda x, timestep, expert: self.network(x, timestep, context, y)
+        def few(steps: int) -> Row:
+            return lambda batch: self.few(batch, steps, loss.sigma_max)
 
-        guided = self.guided and batch.negative_BSD is not None
-        empty = batch.negative().to(dtype)[:_SHOWN] if guided else None
-        return sample_flow(
-            velocity(text), velocity(empty) if empty is not None else None,
-            draw_noise((len(text), *batch.latents_BCTHW.shape[1:]), 0),
-            steps=_STEPS, shift=baseline.shift, guidance=baseline.guidance if guided else 1.0,
-            solver="euler", convention="rcm", model_dtype=dtype, device=self.ranks.device,
+        return {f"student_{steps}": few(steps) for steps in FEW}
+
+    def few(self, batch: Batch, steps: int, sigma_max: float) -> Tensor:
+        """Latents of the student in ``steps`` calls; fresh noise goes on from the start noise."""
+        seeds = self.config.sample_seeds
+        generators = [g for _ in range(len(batch.context_BSD) // seeds)
+                      for g in make_generators(0, seeds)]  # fmt: skip
+        noise = draw_noise(batch.latents_BCTHW.shape, generators)
+        network = self.networks.student
+        return sample_rcm(
+            velocity(network, batch, batch.context_BSD), noise, num_steps=steps,
+            sigma_max=sigma_max, generator=generators, model_dtype=dtype_of(network),
+            device=self.ranks.device,
         )  # fmt: skip
 
-    def write(self, path: Path, latents: Tensor) -> None:
-        """Decode and write, the videos of a batch side by side."""
+    def many(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Latents of a network by the unaccelerated sampler, guided where there is a negative."""
+        baseline, seeds = self.card.baseline, self.config.sample_seeds
+        guided = batch.negative_BSD is not None
+        noise = draw_noise((seeds, *batch.latents_BCTHW.shape[1:]), 0)
+        return sample_flow(
+            velocity(network, batch, batch.context_BSD),
+            velocity(network, batch, batch.negative()) if guided else None,
+            noise.repeat(len(batch.context_BSD) // seeds, 1, 1, 1, 1),
+            steps=self.config.sample_steps, shift=baseline.shift,
+            guidance=baseline.guidance if guided else 1.0, solver="euler", convention="rcm",
+            model_dtype=dtype_of(network), device=self.ranks.device,
+        )  # fmt: skip
+
+    def write(self, path: Path, rows: dict[str, Tensor]) -> None:
+        """Decode, one video at a time, and write: columns side by side, rows below each other."""
         from turbodiffusion.media.write import open_writer, side_by_side, to_uint8
 
-        video = to_uint8(self.vae.decode(latents.to(self.vae.dtype)))
-        frames = side_by_side(video)
+        pictures = []
+        for latents in rows.values():
+            each = [to_uint8(self.vae.decode(one[None].to(self.vae.dtype))) for one in latents]
+            pictures.append(side_by_side(torch.cat(each).cpu()))
+        frames = torch.cat(pictures, dim=1)
         count, height, width, _ = frames.shape
-        with open_writer(path, width, height, self.card.fps, frames=count) as writer:
+        settings = {
+            "rows": list(rows),
+            "stage": self.config.stage,
+            "seeds": self.config.sample_seeds,
+        }
+        with open_writer(path, width, height, self.card.fps, settings, frames=count) as writer:
             writer.write(frames)
+
+
+def velocity(network: nn.Module, batch: Batch, context_BSD: Tensor) -> Any:
+    """``network`` as samplers call it, with these texts and the batch's conditions."""
+    dtype = dtype_of(network)
+    text, y = context_BSD.to(dtype), batch.condition_BCTHW
+    y = None if y is None else y.to(dtype)
+    return lambda x, timestep, expert: network(x, timestep, text, y)
+
+
+def first_samples(source: Source, config: TrainConfig) -> Batch:
+    """The first prompts of ``source``, each repeated for every seed, on the CPU."""
+    slots = config.batch // config.micro_batch
+    count = -(-config.sample_prompts // config.micro_batch)
+    parts = [source.batch(*divmod(index, slots)) for index in range(count)]
+
+    def joined(name: str) -> Tensor | None:
+        values: list[Tensor | None] = [getattr(part, name) for part in parts]
+        if values[0] is None or (name == "negative_BSD" and len(values[0]) == 1):
+            return values[0]  # one for all
+        every = torch.cat([v for v in values if v is not None])[: config.sample_prompts]
+        return every.repeat_interleave(config.sample_seeds, dim=0)
+
+    return Batch(**{one.name: joined(one.name) for one in fields(Batch)})  # type: ignore[arg-type]
+
+
+def video_suffix() -> str:
+    """``.mp4`` where it can be written, else ``.gif``.
+
+    Raises:
+        SetupError: neither PyAV nor Pillow is installed.
+    """
+    from turbodiffusion.media.libraries import import_av, import_pillow
+
+    try:
+        import_av()
+        return ".mp4"
+    except SetupError:
+        import_pillow()
+        return ".gif"
 
 
 def open_vae(card: ModelCard, given: str, device: torch.device) -> WanVAE:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from turbodiffusion.train.checkpoints import Checkpoints
 from turbodiffusion.train.config import TrainConfig
 from turbodiffusion.train.ema import decay
 from turbodiffusion.train.losses import Batch, Objective, Phase
+from turbodiffusion.train.meter import Meter
 from turbodiffusion.train.metrics import Writer
 from turbodiffusion.train.optim import Average, Optimizer
 from turbodiffusion.train.progress import Progress
@@ -34,8 +34,9 @@ from turbodiffusion.train.sources import Source, mixed_seed
 NETS = {"student": "net", "fake_score": "net_fake_score"}
 """Role → prefix of its tensors in checkpoints; the average of the student is ``net_ema``."""
 
-Draw = Callable[[int, Batch], None]
-"""``draw(iteration, batch)`` makes sample videos; all processes call it together."""
+Draw = Callable[[int], Mapping[str, float]]
+"""``draw(iteration)`` makes sample videos and returns what was measured on them; all processes call
+it together."""
 
 
 class Trainer:
@@ -74,8 +75,8 @@ class Trainer:
         self.broken = 0
         self.broken_in_row = 0
         self.seconds = 0.0
-        self.example: Batch | None = None
-        self.sums: dict[str, list[Tensor]] = defaultdict(list)
+        self.meter = Meter(ranks)
+        self.drawn: dict[str, float] = {}  # of samples, until they are reported
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint, if there is one."""
@@ -115,12 +116,14 @@ class Trainer:
             self.iteration += 1
             self.seconds = before + time.monotonic() - start
             self.progress.tick()
-            if self._due(config.log_every):
-                self._log(phase, norm)
             if self.draw is not None and self._due(config.sample_every):
                 self._sample(self.draw)
+                self.progress.restart()
+            if self._due(config.log_every):
+                self._log(phase, norm)
             if self._due(config.save_every):
                 self.save()
+                self.progress.restart()
         self.save()
         for writer in self.writers:
             writer.close()
@@ -134,7 +137,9 @@ class Trainer:
         """One iteration; returns the norm of the gradient."""
         self.backward(phase)
         optimizer = self.optimizers[phase.trains]
+        start = self.meter.start()
         norm = optimizer.step(optimizer.lr(phase.step))
+        self.meter.stop("optimizer", start)
         if math.isfinite(norm):
             self.broken_in_row = 0
         else:
@@ -151,19 +156,25 @@ class Trainer:
         total = torch.zeros((), device=device, dtype=torch.float64)
         for index in range(self.passes):
             slot = index * world + self.ranks.data_rank
+            start = self.meter.start(host=True)
             batch = to_device(self.source.batch(self.iteration, slot), device)
+            self.meter.stop("data", start)
             for order, closure in enumerate(phase.closures):
                 last = index == self.passes - 1 and order == len(phase.closures) - 1
                 # Kept until the last pass, gradients have the size of the whole network.
                 sync_gradients(network, sync=last or sharded)
                 seed = mixed_seed(self.config.seed, 2, self.iteration, slot, order)
+                start = self.meter.start()
                 parts = closure(batch, torch.Generator(device).manual_seed(seed))
+                name = next(iter(parts.metrics), phase.name)  # the loss itself comes first
+                self.meter.stop(f"forward:{name}", start)
+                start = self.meter.start()
                 (parts.loss / self.passes).backward()
+                self.meter.stop(f"backward:{name}", start)
                 total += parts.loss.detach() / self.passes
-                for name, value in parts.metrics.items():
-                    self.sums[name].append(value.detach())
-            self.example = self.example or batch
-        self.sums["loss"].append(total)
+                for metric, value in parts.metrics.items():
+                    self.meter.add(metric, value)
+        self.meter.add("loss", total)
 
     def _count_broken(self, norm: float) -> None:
         self.broken += 1
@@ -181,19 +192,14 @@ class Trainer:
         return every > 0 and self.iteration % every == 0
 
     def _log(self, phase: Phase, norm: float) -> None:
-        """Means since the last report, over all processes; broken values are left out."""
-        values = {}
-        for name in sorted(self.sums):
-            each = torch.stack([one.double() for one in self.sums[name]])
-            finite = each[each.isfinite()]
-            mean = finite.mean() if finite.numel() else each.new_tensor(math.nan)
-            values[name] = float(self.ranks.mean(mean))
-        self.sums.clear()
+        """One report of the time since the last one."""
+        values = self.meter.report()
         optimizer = self.optimizers[phase.trains]
         report = {
-            **values, "grad_norm": norm, "lr": optimizer.lr(phase.step), "broken": self.broken,
-            "seconds": self.seconds, **self.progress.speed(),
+            **values, **self.drawn, "grad_norm": norm, "lr": optimizer.lr(phase.step),
+            "broken": self.broken, "seconds": self.seconds, **self.progress.speed(),
         }  # fmt: skip
+        self.drawn.clear()
         for writer in self.writers:
             writer.write(self.iteration, report)
         last = self.iteration >= self.config.steps
@@ -201,11 +207,10 @@ class Trainer:
 
     def _sample(self, draw: Draw) -> None:
         """Draw with the averaged weights and go on with the live ones."""
-        assert self.example is not None
         if self.average is not None:
             self.average.swap()
         try:
-            draw(self.iteration, self.example)
+            self.drawn.update(draw(self.iteration))
         finally:
             if self.average is not None:
                 self.average.swap()
