@@ -16,12 +16,13 @@ from turbodiffusion.parallel.context import split_sequence
 from turbodiffusion.parallel.ranks import Ranks
 from turbodiffusion.parallel.shard import shard_network
 from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.exact import ExactCopy
 from turbodiffusion.train.losses import Networks
 from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
-from turbodiffusion.train.sources import latent_shape, open_source
-from turbodiffusion.train.stages import attention_of, build_network, roles
+from turbodiffusion.train.sources import Source, latent_shape, open_source
+from turbodiffusion.train.stages import attention_of, build_network, distilled, roles
 from turbodiffusion.train.trainer import Trainer
 from turbodiffusion.train.work import forward_operations, peak, training_operations
 
@@ -34,12 +35,16 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def parallelise(network: WanDiT, config: TrainConfig, ranks: Ranks, *, trained: bool) -> WanDiT:
-    """Split, checkpoint and shard one network, in this order."""
+    """Split, checkpoint, compile and shard one network, in this order."""
     split_sequence(network, group=ranks.context_group)
     if trained:
         recompute_activations(
             network, mode=config.parallel.activations, every=config.parallel.every
         )
+    if config.compile:
+        from turbodiffusion.train.compiled import compile_network
+
+        compile_network(network)
     dtype = compute_dtype(config, ranks.device)
     shard_network(network, mesh=ranks.mesh, dtype=dtype, trained=trained)
     return network
@@ -55,7 +60,12 @@ def build_networks(
         )
         for role in roles(config)
     }
-    return Networks(**made)
+    exact = None
+    computing = compute_dtype(config, ranks.device)
+    if config.exact_derivative and distilled(config) and computing is not torch.float32:
+        copy = build_network(config, one, "student", device).to(ranks.device)
+        exact = ExactCopy(copy, made["student"])
+    return Networks(**made, exact=exact)
 
 
 def tokens_of(one: ModelCard, config: TrainConfig) -> int:
@@ -65,8 +75,13 @@ def tokens_of(one: ModelCard, config: TrainConfig) -> int:
     return (t // pt) * (h // ph) * (w // pw)
 
 
-def open_trainer(config: TrainConfig, ranks: Ranks, *, quiet: bool = False) -> Trainer:
-    """Everything of a run, continued from its newest checkpoint."""
+def open_trainer(
+    config: TrainConfig, ranks: Ranks, *, quiet: bool = False, source: Source | None = None
+) -> Trainer:
+    """Everything of a run, continued from its newest checkpoint.
+
+    ``source`` takes the place of what ``config.data`` names.
+    """
     one = card(config.card)
     config.passes(ranks.data_world)  # refuses an impossible batch before anything is built
     networks = build_networks(config, one, ranks)
@@ -76,7 +91,7 @@ def open_trainer(config: TrainConfig, ranks: Ranks, *, quiet: bool = False) -> T
         training_operations(forward) * config.batch / ranks.world, peak(ranks.device),
         quiet or not ranks.first,
     )  # fmt: skip
-    source = open_source(one, config)
+    source = source or open_source(one, config)
     draw = None
     if config.sample_every:
         vae = open_vae(one, config.vae, ranks.device)
@@ -99,7 +114,9 @@ def open_writers(config: TrainConfig, resume: int) -> list[Writer]:
     return writers
 
 
-def train(config: TrainConfig, device: torch.device, *, quiet: bool = False) -> dict[str, Any]:
+def train(
+    config: TrainConfig, device: torch.device, *, quiet: bool = False, source: Source | None = None
+) -> dict[str, Any]:
     """Run or continue the training that ``config`` describes; returns a report.
 
     Writes ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, when asked, ``samples/`` and
@@ -107,7 +124,7 @@ def train(config: TrainConfig, device: torch.device, *, quiet: bool = False) -> 
     """
     ranks = processes.start(device, shard=config.parallel.shard, context=config.parallel.context)
     try:
-        trainer = open_trainer(config, ranks, quiet=quiet)
+        trainer = open_trainer(config, ranks, quiet=quiet, source=source)
         if ranks.first:
             path = Path(config.out) / "config.json"
             path.write_text(json.dumps(config.as_json(), indent=1) + "\n", "utf-8")
