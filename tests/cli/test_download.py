@@ -182,3 +182,9 @@ def test_advice(memory, words):
     name = command.split()[2]
     assert name in CARDS
     assert prefers_quantised(name, memory) is ("--quantised yes" in command)
+
+
+@pytest.mark.parametrize(("memory", "form"), [(0, "yes"), (23.6, "yes"), (79.1, "no")])
+def test_advice_for_an_image(memory, form):
+    wanted = f"turbodiffusion download TurboWan2.2-I2V-A14B-720P --quantised {form}"
+    assert real_model_command(memory, image=True).startswith(wanted)

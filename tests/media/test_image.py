@@ -13,6 +13,7 @@ from torch.nn import functional
 from tests.media.clips import ramps
 from turbodiffusion.errors import MediaError, SetupError, UsageError
 from turbodiffusion.media import load_image, prepare_image
+from turbodiffusion.media.image import centre_crop
 
 RGB = ramps(37, 23, 1)[0]  # (23, 37, 3)
 
@@ -239,3 +240,21 @@ def test_prepare_slivers(shape):
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8))
     truth = functional.interpolate(image[None].double(), (8, 24), mode="bilinear", antialias=True)
     assert ((prepare_image(image, 8, 24) * 0.5 + 0.5) * 255 - truth[0]).abs().max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "rows", "columns"),
+    [
+        ((60, 100), (128, 128), (0, 60), (20, 80)),
+        ((100, 60), (64, 64), (20, 80), (0, 60)),
+        ((50, 50), (128, 128), (0, 50), (0, 50)),
+        ((90, 160), (480, 832), (0, 90), (2, 158)),
+        ((1, 900), (128, 128), (0, 1), (449, 450)),
+        ((900, 1), (64, 832), (450, 451), (0, 1)),
+    ],
+)
+def test_centre_crop(shape, size, rows, columns):
+    """The middle stays, in the shape of the video; nothing is stretched."""
+    image = torch.arange(3 * shape[0] * shape[1], dtype=torch.int32).view(3, *shape)
+    wanted = image[:, slice(*rows), slice(*columns)]
+    assert torch.equal(centre_crop(image, *size), wanted)

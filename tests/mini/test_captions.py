@@ -141,3 +141,24 @@ def test_impossible_wishes_are_noted(text, part):
     got = parse(text)
     assert got is not None and not got.understood
     assert any(part in note for note in got.notes)
+
+
+def test_motion_captions_tell_the_motion_and_nothing_else():
+    scenes = world.sample_scenes(400, 7, two_objects=0)
+    texts = language.motion_captions(scenes, torch.Generator().manual_seed(1))
+    silent, words = 0, set()
+    for text, motion in zip(texts, scenes.motion[:, 0].tolist(), strict=True):
+        words |= set(text.replace(".", "").split())
+        got = parse(text)
+        (thing,) = got.objects
+        assert got.background is None and thing.colour is None and thing.shape is None
+        if thing.motion is None:
+            silent += 1
+        else:
+            assert thing.motion == world.MOTIONS[motion], text
+    assert 0.05 < silent / 400 < 0.15
+    assert words <= set(world.WORDS), "the tokenizer of the frozen encoder has no others"
+    assert len(set(texts)) > 40
+    assert texts == language.motion_captions(scenes, torch.Generator().manual_seed(1))
+    two = world.sample_scenes(20, 8, two_objects=1)
+    assert all(len(parse(t).objects) == 1 for t in language.motion_captions(two, torch.Generator()))

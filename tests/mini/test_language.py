@@ -1,6 +1,7 @@
 """What a person writes becomes what the embedded model was trained on, or a warning."""
 
 import pytest
+import torch
 
 from turbodiffusion.mini import world
 from turbodiffusion.mini.attributes import BACKGROUNDS, COLOURS, MAX_OBJECTS, MOTIONS, SHAPES
@@ -111,3 +112,48 @@ def test_every_plain_caption_fits_the_text_encoder(size, tmp_path):
     prompts += [f"{p} and {p}" for p in prompts]  # four objects
     texts = [read_prompt(prompt)[0] for prompt in prompts]
     assert int(tokenizer(texts)[1].sum(1).max()) <= length
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("it moves left", "a shape moving left"),
+        ("It is circling.", "a shape circling"),
+        ("to the right", "a shape moving right"),
+        ("the circle bounces", "a shape bouncing"),
+        ("a red circle moving down on a black background", "a shape moving down"),
+        ("a red circle growing and a blue square growing", "a shape growing"),
+        ("stays still", "a shape staying still"),
+    ],
+)
+def test_of_a_prompt_beside_an_image_the_motion_is_read(prompt, wanted):
+    assert read_prompt(prompt, "i2v") == (wanted, [])
+
+
+def test_what_an_image_cannot_be_told_is_said():
+    text, notes = read_prompt("a red circle", "i2v")
+    assert text == "a shape" and "names no motion" in notes[0] and "circling" in notes[0]
+    assert read_prompt("", "i2v")[0] == "a shape"
+    text, notes = read_prompt("a ring grows and a cross moves left", "i2v")
+    assert text == "a shape growing" and "animates one object" in notes[0]
+    text, notes = read_prompt("the zebra moves up", "i2v")
+    assert text == "a shape moving up" and "'zebra'" in notes[0]
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_frozen_encoder_tells_the_motions_apart(motion):
+    """Full captions trained it; with the motion alone, each still has a vector of its own."""
+    from turbodiffusion.weights.find import find
+    from turbodiffusion.weights.load import load_text_encoder
+
+    files, one = find("mini-teacher"), recipe("mini").card
+    text = load_text_encoder(files.text_encoder, one.text, dtype=torch.float32)
+    reader = Tokenizer.from_file(files.tokenizer, one.text.text_len)
+    phrases = [f"a shape {name}" for name in MOTIONS]
+    words = len(f"a shape {motion}".split())
+    with torch.no_grad():
+        rows = [text.encode(*reader([p]))[0, words - 1] for p in phrases]
+    own = rows[MOTIONS.index(motion)]
+    others = [r for r, name in zip(rows, MOTIONS, strict=True) if name != motion]
+    nearest = max(torch.cosine_similarity(own, other, 0).item() for other in others)
+    assert nearest < 0.7

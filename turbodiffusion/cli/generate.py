@@ -75,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
     from turbodiffusion.pipeline.batch import generate_all
 
     flags = {k: v for k, v in vars(args).items() if v is not None and k not in ("command", "json")}
-    failed, embedded = 0, False
+    failed, embedded, image = 0, False, False
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         try:
             for result in generate_all(flags, read_prompt):
                 embedded |= result.embedded
+                image |= result.embedded and "image" in result.job.settings
                 if args.json:
                     print(json.dumps(result.as_json()), flush=True)
                 elif result.error is None:
@@ -95,5 +96,5 @@ def run(args: argparse.Namespace) -> int:
     if embedded:
         from turbodiffusion.pipeline.advice import real_model_command
 
-        print(f"For a real model: {real_model_command()}", file=sys.stderr)
+        print(f"For a real model: {real_model_command(image=image)}", file=sys.stderr)
     return 1 if failed else 0

@@ -57,6 +57,14 @@ def load_image(source: Any) -> Tensor:
     )
 
 
+def centre_crop(image: Tensor, height: int, width: int) -> Tensor:
+    """The largest centred part of (3, H, W) that has the shape of ``height`` × ``width``."""
+    _, h, w = image.shape
+    new_h, new_w = min(h, round(w * height / width)), min(w, round(h * width / height))
+    top, left = (h - new_h) // 2, (w - new_w) // 2
+    return image[:, top : top + max(1, new_h), left : left + max(1, new_w)]
+
+
 def prepare_image(image: Tensor, height: int, width: int) -> Tensor:
     """Resize uint8 (3, H, W) to float32 (3, height, width) in [-1, 1].
 

@@ -109,6 +109,11 @@ def canonical(expected: Expected) -> str:
     return compose(expected)
 
 
+def motion_only(expected: Expected) -> Expected:
+    """What an image does not show of a prompt: how its first object moves."""
+    return Expected(objects=tuple(ExpectedObject(motion=o.motion) for o in expected.objects[:1]))
+
+
 def caption(
     scenes: Scenes, index: int, template: int = 0, drop: str | None = None, form: str = "moving",
     article: str = "a",
@@ -132,6 +137,27 @@ def captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
         form = FORMS[1 + other[i][0]] if chance[i][1] < OTHER_FORM else "moving"
         article = ("", "the")[other[i][1]] if chance[i][2] < OTHER_ARTICLE else "a"
         text = compose(_expected(drop, *row), template[i], form, article)
+        out.append(text + "." * (chance[i][3] < FULL_STOP))
+    return out
+
+
+def motion_captions(scenes: Scenes, generator: torch.Generator) -> list[str]:
+    """One caption per scene that tells the motion of its first object and nothing else.
+
+    What moves is "a shape" or "an object", since an image shows which one; with the chance
+    ``DROP`` the motion is left out as well. Variants are those of :func:`captions`.
+    """
+    n = len(scenes)
+    chance = torch.rand(n, 4, generator=generator).tolist()
+    forms = torch.randint(len(FORMS), (n,), generator=generator).tolist()
+    article, there = torch.randint(2, (2, n), generator=generator).tolist()
+    out = []
+    for i, motion in enumerate(scenes.motion[:, 0].tolist()):
+        thing = ExpectedObject(motion=None if chance[i][0] < DROP else MOTIONS[motion])
+        template = RELATIVE_TEMPLATE * (there[i] and chance[i][1] < OTHER_FORM)
+        form = FORMS[forms[i]] if chance[i][1] < 2 * OTHER_FORM else "moving"
+        word = ("", "the")[article[i]] if chance[i][2] < OTHER_ARTICLE else "a"
+        text = compose(Expected(objects=(thing,)), template, form, word)
         out.append(text + "." * (chance[i][3] < FULL_STOP))
     return out
 

@@ -167,11 +167,11 @@ class LatentPool:
     def _add_chunk(self, n: int) -> None:
         seed = self.seed + self.added
         scenes = world.sample_scenes(n, seed, split="train", two_objects=self.recipe.two_objects)
-        latent = self.vae.encode_parallel(
+        latent = self.encode(
             render_clips(scenes, self.frames, self.size, self.device).to(self.dtype)
         )
         generator = torch.Generator().manual_seed(seed)
-        texts = [world.captions(scenes, generator) for _ in range(CAPTIONS_PER_CLIP)]
+        texts = [self.write(scenes, generator) for _ in range(CAPTIONS_PER_CLIP)]
         tokens = [self.tokenizer(list(group)) for group in texts]
         if self.latents is None or self.ids is None or self.masks is None:
             room = self.recipe.pool
@@ -186,6 +186,14 @@ class LatentPool:
         self.ids[slots] = torch.stack([ids for ids, _ in tokens], 1).to(self.device)
         self.masks[slots] = torch.stack([mask for _, mask in tokens], 1).to(self.device)
         self.added += n
+
+    def encode(self, video_BCFHW: Tensor) -> Tensor:
+        """What is kept of the clips: their latents (B, C, T, H, W)."""
+        return self.vae.encode_parallel(video_BCFHW)
+
+    def write(self, scenes: world.Scenes, generator: torch.Generator) -> list[str]:
+        """One caption for each scene."""
+        return world.captions(scenes, generator)
 
     def refresh(self) -> None:
         """Pay this step's share of new clips, in whole chunks."""

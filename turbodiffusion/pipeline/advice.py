@@ -24,10 +24,18 @@ def gpu_memory() -> float:
     return torch.cuda.get_device_properties(0).total_memory / 2**30
 
 
-def real_model_command(gpu_gb: float | None = None) -> str:
-    """``turbodiffusion download …`` for a GPU of ``gpu_gb`` GB; default: the first one here."""
+IMAGE_MODEL = "TurboWan2.2-I2V-A14B-720P"
+
+
+def real_model_command(gpu_gb: float | None = None, *, image: bool = False) -> str:
+    """``turbodiffusion download …`` for a GPU of ``gpu_gb`` GB; default: the first one here.
+
+    ``image`` asks for a model that animates one.
+    """
     memory = gpu_memory() if gpu_gb is None else gpu_gb
     name, quantised = next((n, q) for need, n, q in NEEDS_GB if _fits(memory, need))
+    if image:
+        name, quantised = IMAGE_MODEL, "yes" if prefers_quantised(IMAGE_MODEL, memory) else "no"
     command = f"turbodiffusion download {name} --quantised {quantised}"
     return command if memory else f"{command}   (made for an NVIDIA GPU; none is visible here)"
 

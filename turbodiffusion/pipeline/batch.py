@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from turbodiffusion.errors import TurboDiffusionError, out_of_memory
 from turbodiffusion.models.cards import CARDS, Attention, ModelCard
@@ -28,14 +28,14 @@ from turbodiffusion.pipeline.planning import (
 from turbodiffusion.pipeline.progress import Progress
 from turbodiffusion.pipeline.report import RunReport
 from turbodiffusion.pipeline.request import Fit, Request, resolve
-from turbodiffusion.weights.find import Files, find
+from turbodiffusion.weights.find import Files, default_name, find
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline.pipeline import Pipeline
 
 T = TypeVar("T")
 COMPANIONS = ("low", "vae", "text_encoder", "tokenizer")
-ReadPrompt = Callable[[str], tuple[str, list[str]]]
+ReadPrompt = Callable[[str, str], tuple[str, list[str]]]
 
 
 @dataclass
@@ -66,12 +66,14 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
 
     Args:
         flags: values of the command line by name; see :mod:`turbodiffusion.cli.generate`.
-        read_prompt: for embedded models: a prompt to (the text to encode, sentences to show).
+        read_prompt: for embedded models: a prompt and the card's task to (the text to encode,
+            sentences to show).
     """
     like = _read_like(flags)
     jobs = plan_jobs(flags, like)
     flags = _like_model(flags, like)
-    files = find(flags.get("model"), **{k: flags[k] for k in COMPANIONS if k in flags})
+    name = flags.get("model") or default_name(_task(jobs))
+    files = find(name, **{k: flags[k] for k in COMPANIONS if k in flags})
     requests = check_jobs(jobs, files.card)
     names = plan_outputs(jobs, requests)
     progress = Progress(len(jobs))
@@ -98,6 +100,11 @@ def generate_all(flags: dict[str, Any], read_prompt: ReadPrompt | None = None) -
         if planned is not None and describes(planned, request, job.samples):
             learn(planned, pipe.any_expert.quantized, result.seconds)
         yield result
+
+
+def _task(jobs: list[Job]) -> Literal["t2v", "i2v"]:
+    """What a model must be able to do where none is named."""
+    return "i2v" if any("image" in job.settings for job in jobs) else "t2v"
 
 
 def _plan(
@@ -177,7 +184,7 @@ def _run_job(
     clock = _Stopwatch(result.seconds)
     text = request.prompt
     if pipe.card.embedded and read_prompt is not None:
-        text, notes = read_prompt(text)
+        text, notes = read_prompt(text, pipe.card.task)
         for note in notes:
             warnings.warn(note, stacklevel=2)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import turbodiffusion
 from turbodiffusion.errors import UsageError
-from turbodiffusion.media.image import load_image, prepare_image
+from turbodiffusion.media.image import centre_crop, load_image, prepare_image
 from turbodiffusion.media.video import Video
 from turbodiffusion.pipeline.checks import check_image
 from turbodiffusion.pipeline.request import SETTINGS, Request, resolve
@@ -160,7 +160,10 @@ class Pipeline(Stages):
         if image is None:
             return None
         assert request.height and request.width and request.frames
-        prepared = prepare_image(load_image(image), request.height, request.width)
+        pixels = load_image(image)
+        if self.card.embedded:  # its shapes would be others if they were stretched
+            pixels = centre_crop(pixels, request.height, request.width)
+        prepared = prepare_image(pixels, request.height, request.width)
         return self.condition(prepared, request.frames)
 
     def settings_of(self, request: Request) -> dict[str, Any]:

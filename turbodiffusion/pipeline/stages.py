@@ -28,6 +28,15 @@ from turbodiffusion.sampling.noise import draw_noise
 from turbodiffusion.sampling.rcm import sample_rcm
 
 
+def with_mask(latent_BZTHW: Tensor, condition_dim: int) -> Tensor:
+    """Condition (B, condition_dim, T, H, W): mask channels, one on the first latent frame and zero
+    after it, before the latents of the image's clip."""
+    b, z, *grid = latent_BZTHW.shape
+    mask = latent_BZTHW.new_zeros(b, condition_dim - z, *grid)
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latent_BZTHW], 1)
+
+
 class Stages:
     """The networks of one card on one device.
 
@@ -92,10 +101,7 @@ class Stages:
         clip[0, :, 0] = image_CHW.to(clip)
         self.residency.use(self.vae)
         latent = encode_tiled(self.vae, clip, self.tile) if self.tile else self.vae.encode(clip)
-        mask_channels = card.dit.condition_dim - card.vae.z_dim
-        mask = latent.new_zeros(1, mask_channels, *latent.shape[2:])
-        mask[:, :, 0] = 1
-        return torch.cat([mask, latent], 1).to(self.dit_dtype)
+        return with_mask(latent, card.dit.condition_dim).to(self.dit_dtype)
 
     @torch.no_grad()
     def denoise(

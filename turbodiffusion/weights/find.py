@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from turbodiffusion.errors import WeightsError
 from turbodiffusion.models.cards import CARDS, ModelCard, card
@@ -52,7 +53,7 @@ class _Request:
         return self.role in (None, role)
 
 
-def default_name(task: str = "t2v") -> str:
+def default_name(task: Literal["t2v", "i2v"] = "t2v") -> str:
     """The model used when none is named: ``mini`` where its files are shipped, else ``micro``;
     ``mini-i2v`` to animate an image, where it is shipped."""
     names = ["mini-i2v"] * (task == "i2v") + list(places.SIZES)
