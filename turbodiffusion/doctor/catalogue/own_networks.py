@@ -74,6 +74,7 @@ ENTRIES = (
         "Resize or crop to the size in the message."),
     own("vae-latent-shape", "The VAE was given no latents.",
         "Give (batch, channels, latent frames, height, width), none of them 0."),
+    own("mini-i2v-size", "This embedded size has no image-to-video model.", "Use --size mini."),
     own("mini-size", "There is no embedded model of this size.", "Use one in the message."),
     own("mini-split", "There is no such part of the data.", "Use train, seen, held_out or all."),
     own("mini-row", "There is no such row in the comparison.", "Use one in the message."),

@@ -1,0 +1,196 @@
+"""Image to video: the data, the three trainings, and the two experts made of them."""
+
+import json
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from tests.mini import nano
+from tests.mini.conftest import TEACHER_REPORT, VAE_REPORT
+from turbodiffusion.errors import UsageError
+from turbodiffusion.mini import export, i2v, world
+from turbodiffusion.mini.images import ImageSource, i2v_card
+from turbodiffusion.mini.recipe import SizeRecipe, recipe
+from turbodiffusion.models.cards import CARDS, Attention
+from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.models.text_encoder import TextEncoder
+from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.pipeline.load import load
+from turbodiffusion.weights.header import read_header
+from turbodiffusion.weights.load import load_dit
+
+# int8 linears need a width of 128.
+TEACHER = replace(
+    nano.NANO, dit=replace(nano.NANO.dit, dim=128, ffn_dim=128, num_heads=2, num_layers=1)
+)
+STUDENT = replace(
+    TEACHER, name="nano", few_step=True, attention=replace(TEACHER.attention, kind="sla")
+)
+WIDE = {"task": "i2v", "experts": ("high", "low"), "dit": replace(TEACHER.dit, in_dim=20)}
+I2V = replace(STUDENT, name="nano-i2v", **WIDE)
+CARDS_OF_TEST = (TEACHER, STUDENT, I2V, replace(TEACHER, name="nano-i2v-teacher", **WIDE))
+SHORT = {"steps": 2, "batch": 2, "micro_batch": 2, "log_every": 1}
+SIZE_POOL = 6
+
+
+@dataclass(frozen=True)
+class WideNano(SizeRecipe):
+    """The size whose cards this module names."""
+
+    @property
+    def card(self):
+        return TEACHER
+
+
+def size():
+    made = nano.nano(teacher=nano.teacher_recipe(pool=8, first_pool=6))
+    return WideNano(made.card_name, made.vae, made.decoder, made.teacher)
+
+
+@pytest.fixture(scope="module")
+def known():
+    with pytest.MonkeyPatch.context() as patch:
+        for one in CARDS_OF_TEST:
+            patch.setitem(CARDS, one.name, one)
+        yield
+
+
+def write_text_to_video(folder):
+    """Random weights of everything that the stages start from."""
+    generator = torch.Generator().manual_seed(9)
+    vae, text = WanVAE(TEACHER.vae), TextEncoder(TEACHER.text)
+    dit, turbo = WanDiT(TEACHER.dit), WanDiT(TEACHER.dit, Attention("sla", block_q=16, block_k=16))
+    for module in (vae, text, dit, turbo):
+        module.init_weights(generator)
+    with torch.no_grad():
+        for module in (dit, turbo):
+            module.head.head.weight.normal_(std=0.1, generator=generator)
+        for block in turbo.blocks:
+            block.self_attn.attn_op.local_attn.proj_l.weight.normal_(std=0.1, generator=generator)
+    export.save_vae(size(), vae, VAE_REPORT, folder)
+    export.write_tokenizer(size(), folder)
+    export.save_teacher(size(), dit, text, TEACHER_REPORT, folder)
+    export._write(turbo, export.file(size(), folder, "t2v_turbo"), {"card": "nano", "role": "dit"})
+
+
+@pytest.fixture(scope="module")
+def trained(known, tmp_path_factory):
+    """(folder, report) after both stages."""
+    folder = tmp_path_factory.mktemp("i2v")
+    write_text_to_video(folder)
+    report = i2v.train_i2v(size(), folder, nano.CPU, changes=SHORT, quiet=True)
+    return folder, report, i2v.make_i2v_turbo(size(), folder, {"high": 2.0})
+
+
+def tensors(folder, part):
+    from safetensors.torch import load_file
+
+    return {k: v.float() for k, v in load_file(export.file(size(), folder, part)).items()}
+
+
+def test_batches_carry_the_first_frame(trained):
+    folder = trained[0]
+    source = ImageSource(size(), folder, nano.CPU, 3, 4, SIZE_POOL)
+    batch = source.batch(0, 0)
+    assert batch.latents_BCTHW.shape == (4, 8, 3, 8, 8)
+    condition = batch.condition_BCTHW
+    assert condition.shape == (4, 12, 3, 8, 8)
+    assert (condition[:, :4, 0] == 1).all() and not condition[:, :4, 1:].any()
+    # The first latent frame comes of the first frame alone, in the clip as in the condition.
+    torch.testing.assert_close(condition[:, 4:, 0], batch.latents_BCTHW[:, :, 0], rtol=0, atol=0.02)
+    assert (condition[:, 4:, 1:] - batch.latents_BCTHW[:, :, 1:]).abs().max() > 0.02
+    assert len(source.pool) == SIZE_POOL
+    again = ImageSource(size(), folder, nano.CPU, 3, 4, SIZE_POOL).batch(0, 0)
+    assert torch.equal(again.condition_BCTHW, condition)
+
+
+def test_condition_is_that_of_the_pipeline(trained):
+    folder = trained[0]
+    pool = ImageSource(size(), folder, nano.CPU, 3, 4, SIZE_POOL).pool
+    from turbodiffusion.mini.data import render_clips
+
+    clips = render_clips(world.sample_scenes(1, 5, two_objects=0), 9, 32, torch.device("cpu"))
+    latent = pool.encode(clips)[:, 8:]
+    pipe = load(export.file(size(), folder, "i2v_high_int8"), device="cpu")
+    y = pipe.condition(clips[0, :, 0], 9)
+    torch.testing.assert_close(y[:, 4:], latent, rtol=1e-4, atol=1e-4)
+
+
+def test_the_start_makes_what_the_teacher_makes(trained):
+    folder, g = trained[0], torch.Generator().manual_seed(1)
+    plain = load_dit(export.file(size(), folder, "t2v_teacher"), TEACHER, dtype=torch.float32)
+    wide = load_dit(
+        export.file(size(), folder, "i2v_start"), CARDS["nano-i2v-teacher"], dtype=torch.float32
+    )
+    x, y = torch.randn(2, 8, 3, 8, 8, generator=g), torch.randn(2, 12, 3, 8, 8, generator=g)
+    t, text = torch.tensor([[900.0], [100.0]]), torch.randn(2, 24, 64, generator=g)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(x, t, text, y), plain(x, t, text), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_go_on_from_each_other(trained):
+    folder, report = trained[:2]
+    assert report["complete"] and set(report) == {"complete", *(p.name for p in i2v.PARTS)}
+    files = {part: tensors(folder, f"i2v_{part}") for part in ("base", "teacher_high", "start")}
+    new = files["base"]["patch_embedding.weight"][:, 32:]
+    assert new.abs().max() > 0, "the network has begun to look at the image"
+    assert not files["start"]["patch_embedding.weight"][:, 32:].any()
+    assert any(not torch.equal(files["base"][k], v) for k, v in files["teacher_high"].items())
+    config = json.loads((folder / "i2v_teacher_high" / "config.json").read_text())
+    assert config["init"].endswith("nano_i2v_base.safetensors")
+    assert config["loss"]["times"]["low"] == 0.9
+
+
+def test_finished_parts_are_left_alone(trained, monkeypatch):
+    monkeypatch.setattr(i2v, "train", lambda *_, **__: pytest.fail("trained again"))
+    report = i2v.train_i2v(size(), trained[0], nano.CPU, changes=SHORT, quiet=True)
+    assert report["complete"]
+
+
+def test_a_paused_run_goes_on(trained, tmp_path):
+    write_text_to_video(tmp_path)
+    report = i2v.train_i2v(size(), tmp_path, nano.CPU, 1e-4, SHORT, quiet=True)
+    assert not report["complete"] and not report["base"]["complete"]
+    assert report["base"]["steps"] < 2 and set(report) == {"complete", "base"}
+    report = i2v.train_i2v(size(), tmp_path, nano.CPU, changes=SHORT, quiet=True)
+    assert report["complete"]
+    for part in ("base", "teacher_low"):
+        straight, cut = tensors(trained[0], f"i2v_{part}"), tensors(tmp_path, f"i2v_{part}")
+        assert all(torch.equal(straight[name], cut[name]) for name in straight), part
+
+
+def test_delta_goes_to_both_experts(trained):
+    folder, _, report = trained
+    assert report["complete"] and report["high"]["weight"] == 2 and report["low"]["weight"] == 1
+    plus, minus = tensors(folder, "t2v_turbo"), tensors(folder, "t2v_teacher")
+    for expert, w in (("high", 2.0), ("low", 1.0)):
+        base, made = tensors(folder, f"i2v_teacher_{expert}"), tensors(folder, f"i2v_{expert}")
+        assert set(made) - set(base) == {n for n in plus if "proj_l" in n}
+        assert torch.equal(made["patch_embedding.weight"], base["patch_embedding.weight"])
+        for name in plus:
+            if "proj_l" in name:
+                assert torch.equal(made[name], plus[name])
+            elif name != "patch_embedding.weight":
+                wanted = base[name] + w * (plus[name] - minus[name])
+                torch.testing.assert_close(made[name], wanted, rtol=0.01, atol=1e-3)
+        metadata = read_header(export.file(size(), folder, f"i2v_{expert}_int8")).metadata
+        assert metadata["card"] == "nano-i2v" and metadata["expert"] == expert
+
+
+def test_experts_animate_an_image(trained):
+    pipe = load(export.file(size(), trained[0], "i2v_low_int8"), device="cpu")
+    assert pipe.card.name == "nano-i2v" and pipe.any_expert.quantized
+    assert pipe.any_expert.attention.kind == "sla"
+    image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    calls = []
+    video = pipe("a shape moving left", image=image, on_step=lambda n, *_: calls.append(n))
+    assert video.frames.shape == (9, 32, 32, 3) and calls == [1, 2, 3, 4]
+    other = pipe("a shape moving left", image=255 - image)
+    assert (video.frames != other.frames).any(), "the image makes a difference"
+
+
+def test_only_mini_has_one():
+    assert i2v_card(recipe("mini")).name == "mini-i2v-teacher"
+    with pytest.raises(UsageError, match="no image-to-video model of the size micro"):
+        i2v_card(recipe("micro"))

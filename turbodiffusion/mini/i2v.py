@@ -1,0 +1,195 @@
+"""Image to video: two experts made from the text-to-video networks of the same size.
+
+==============  ======================================================  ========================
+stage           what happens                                            writes ``<size>_i2v_…``
+==============  ======================================================  ========================
+``i2v``         the teacher learns to see an image at all noise         ``start``, ``base``,
+                levels, then once more at high and once at low ones     ``teacher_high``, ``…_low``
+``i2v-turbo``   ``expert + w·(turbo − teacher)`` of the text networks,  ``high``, ``low``,
+                then int8 linears                                       ``high_int8``, ``low_int8``
+==============  ======================================================  ========================
+
+The network begins as the text-to-video teacher with zero columns for mask and image in its patch
+embedding, so it makes the same videos until it has learned to look. What few steps and sparse
+attention changed in the text-to-video network is added to each expert; its patch embedding, which
+has another shape, and the text encoder, which is frozen, stay. Captions tell a motion only:
+everything else is in the image. Clips show one object.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from turbodiffusion.mini.export import file, find_part, read_report, size_name, update_report
+from turbodiffusion.mini.images import ImageSource, Widened, i2v_card
+from turbodiffusion.mini.recipe import SizeRecipe
+from turbodiffusion.mini.runtime import Worker, attention_kernels, machine
+from turbodiffusion.models.cards import MINI_I2V_TEACHER, ModelCard
+from turbodiffusion.train.config import TrainConfig, change
+from turbodiffusion.train.presets import FlowLoss
+from turbodiffusion.train.run import train
+from turbodiffusion.train.stages import settings_of
+from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
+from turbodiffusion.weights.load import load_dit
+from turbodiffusion.weights.merge import Merged
+from turbodiffusion.weights.quantize import Quantized
+from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
+
+BOUNDARY = MINI_I2V_TEACHER.boundary
+WEIGHTS: dict[str, float] = {"high": 1.0, "low": 1.0}
+"""How much of the text-to-video delta each expert takes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training: the network it starts from, its noise levels, its length and rate.
+
+    ``first_pool`` clips are encoded before it starts.
+    """
+
+    name: str
+    after: str
+    times: UniformShift | LogNormal | Restricted
+    steps: int
+    lr: float
+    seed: int
+    first_pool: int
+
+
+PARTS = (
+    Part("base", "start", UniformShift(3.0), 3000, 5e-4, 51, 4096),
+    Part(
+        "teacher_high", "base", Restricted(UniformShift(5.0), BOUNDARY, 1.0), 1500, 3e-4, 52, 2048
+    ),
+    Part("teacher_low", "base", Restricted(UniformShift(2.0), 0.0, BOUNDARY), 1500, 3e-4, 53, 2048),
+)
+
+
+def train_i2v(
+    size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
+    changes: Mapping[str, Any] | None = None, *, quiet: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Run or continue all of ``PARTS``; returns their reports by name, and ``complete``.
+
+    A part that is finished and whose file is there is left as it is.
+
+    Args:
+        run_minutes: pause after this long.
+        changes: over the settings of every part, as of ``train --set``; under the name of a part
+            over its own only.
+    """
+    card = i2v_card(size)
+    if worker.rank == 0 and not file(size, folder, "i2v_start").exists():
+        _write_start(size, folder, card)
+    worker.wait_for_all()
+    own = {part.name for part in PARTS}
+    shared = {name: value for name, value in (changes or {}).items() if name not in own}
+    began = time.monotonic()
+    for part in PARTS:
+        left = None if run_minutes is None else run_minutes - (time.monotonic() - began) / 60
+        if left is not None and left <= 0:
+            break
+        config = change(part_config(size, part, folder, worker, card), shared)
+        config = change(config, (changes or {}).get(part.name, {}))
+        if not _train_part(size, folder, worker, part, config, left, quiet):
+            break
+    reports = read_report(size, folder).get("i2v", {})
+    done = all(reports.get(part.name, {}).get("complete") for part in PARTS)
+    return {"complete": done, **reports}
+
+
+def part_config(
+    size: SizeRecipe, part: Part, folder: Path, worker: Worker, card: ModelCard
+) -> TrainConfig:
+    """Settings of one part, in a folder of its own below ``folder``."""
+    return replace(
+        settings_of("flow", "mini"),
+        preset=size_name(size), card=card.name, init=str(file(size, folder, f"i2v_{part.after}")),
+        out=str(folder / f"i2v_{part.name}"), data="world", seed=part.seed, steps=part.steps,
+        latent_frames=0, compile=worker.compile, keep=1, sample_every=0,
+        loss=FlowLoss(part.times),
+        optim=replace(settings_of("flow", "mini").optim, lr=part.lr, warmup=100),
+    )  # fmt: skip
+
+
+def _train_part(
+    size: SizeRecipe, folder: Path, worker: Worker, part: Part, config: TrainConfig,
+    minutes: float | None, quiet: bool,
+) -> bool:  # fmt: skip
+    """Whether the part is complete."""
+    target = file(size, folder, f"i2v_{part.name}")
+    reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
+    before = reports.get(part.name, {})
+    if before.get("complete") and before.get("steps") == config.steps and target.exists():
+        return True
+    config = replace(config, minutes=minutes or config.minutes)
+    source = ImageSource(size, folder, worker, config.seed, config.micro_batch, part.first_pool)
+    card = i2v_card(size)
+    with attention_kernels(worker, card.tokens(card.frames, card.height, card.width)):
+        ran = train(config, worker.device, quiet=quiet or worker.rank > 0, source=source)
+    report = {
+        "complete": ran["complete"], "steps": ran["steps"], "seconds": ran["seconds"],
+        "broken": ran["broken"], "batch": config.batch, "lr": config.optim.lr,
+        "times": str(part.times), "seed": config.seed, "clips": source.pool.added,
+        "processes": ran["processes"], **machine(worker.device),
+    }  # fmt: skip
+    if worker.rank == 0:
+        network = Converted(open_network(Path(config.out)))
+        _save(size, folder, part.name, network, card.name, report)
+        update_report(size, folder, i2v={**reports, part.name: report})
+    worker.wait_for_all()
+    return bool(ran["complete"])
+
+
+def _write_start(size: SizeRecipe, folder: Path, card: ModelCard) -> None:
+    """The text-to-video teacher with zero columns for the channels of the condition."""
+    teacher = load_dit(find_part(size, folder, "t2v_teacher"), size.card)
+    columns = card.dit.condition_dim * card.dit.patch_volume
+    report = {"start": "text-to-video teacher", "zero columns": columns}
+    _save(size, folder, "start", Widened(teacher.state_dict(), columns), card.name, report)
+
+
+def make_i2v_turbo(
+    size: SizeRecipe, folder: Path, weights: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Give both experts few steps and sparse attention, and quantise them; returns the report.
+
+    Args:
+        weights: of the delta, by expert, over ``WEIGHTS``.
+
+    Raises:
+        WeightsError: a stage before this one has not been run.
+    """
+    chosen = {**WEIGHTS, **(weights or {})}
+    plus, minus = (open_network(find_part(size, folder, p)) for p in ("t2v_turbo", "t2v_teacher"))
+    reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
+    merged: dict[str, Any] = {}
+    student = i2v_card(size).name.removesuffix("-teacher")
+    for expert, weight in chosen.items():
+        base = Converted(open_network(find_part(size, folder, f"i2v_teacher_{expert}")))
+        made = Merged(base, Converted(plus), Converted(minus), weight)
+        report = {
+            "merge": f"{expert} + {weight:g}·(turbo − teacher)", "weight": weight,
+            "merged": made.report.lines(), **reports.get(f"teacher_{expert}", {}),
+        }  # fmt: skip
+        merged[expert] = report
+        _save(size, folder, expert, made, student, report)
+        plain = Converted(open_network(file(size, folder, f"i2v_{expert}")))
+        _save(size, folder, f"{expert}_int8", Quantized(plain), student, report)
+    done = all(report.get("complete") for report in merged.values())
+    update_report(size, folder, i2v={**reports, **merged})
+    return {"complete": done, **merged}
+
+
+def _save(
+    size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str, report: dict[str, Any]
+) -> None:
+    expert = next((word for word in ("high", "low") if word in part.split("_")), "")
+    metadata = {"card": card, "role": "dit", "expert": expert, "training": json.dumps(report)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save(network, file(size, folder, f"i2v_{part}"), metadata, force=True)
