@@ -91,6 +91,18 @@ def test_rcm_convention_starts_at_5000_of_5001_for_every_shift() -> None:
         assert flow_sigmas(10, shift, "rcm")[0].item() == pytest.approx(5000 / 5001, abs=6e-8)
 
 
+def test_another_first_noise_level() -> None:
+    for shift in (1.0, 3.0):
+        sigmas = flow_sigmas(10, shift, "rcm", 80.0)
+        assert sigmas[0].item() == pytest.approx(80 / 81, abs=6e-8)
+        told = flow_timesteps(10, shift, "rcm", 80.0)
+        assert torch.equal(told, model_timestep(sigmas[:-1]))
+    for wrong in (0.0, -1.0, float("inf")):
+        with pytest.raises(UsageError) as caught:
+            flow_sigmas(10, 3.0, "rcm", wrong)
+        assert caught.value.code == "sampling-sigma-max"
+
+
 def test_wan_timesteps_are_truncated() -> None:
     told = flow_timesteps(50, 5.0, "wan")
     sigmas = flow_sigmas(50, 5.0, "wan")[:-1].double() * 1000

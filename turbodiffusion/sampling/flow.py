@@ -22,7 +22,7 @@ from turbodiffusion.sampling.loop import (
     report,
     state_device,
 )
-from turbodiffusion.sampling.schedule import Convention, flow_sigmas, flow_timesteps
+from turbodiffusion.sampling.schedule import BASELINE_SIGMA, Convention, flow_sigmas, flow_timesteps
 from turbodiffusion.sampling.unipc import UniPC
 
 Solver = Literal["unipc", "euler"]
@@ -40,6 +40,7 @@ def sample_flow(
     guidance: float | Mapping[str, float] = 1.0,
     solver: Solver = "unipc",
     convention: Convention = "wan",
+    sigma_max: float = BASELINE_SIGMA,
     boundary: float | None = None,
     velocity_pair: VelocityPair | None = None,
     model_dtype: torch.dtype = torch.bfloat16,
@@ -56,6 +57,7 @@ def sample_flow(
         steps, shift: the grid, see :func:`~.schedule.flow_sigmas`.
         guidance: g, or one for each expert: ``{"high": 3.5, "low": 3.5}``.
         convention: "wan" keeps the state in fp32, "rcm" in float64, as their first users do.
+        sigma_max: first noise level of the convention "rcm".
         boundary: of two experts, "high" answers while t·1000 ≥ boundary·1000, "low" below.
         velocity_pair: both answers from one batched call; used instead of the two functions.
         device: where the network runs; default is that of ``noise``.
@@ -70,8 +72,8 @@ def sample_flow(
             "sampling-solver", f"There is no solver {solver!r}.", f"Use {' or '.join(SOLVERS)}."
         )
     guided = _Guided(velocity_cond, velocity_uncond, velocity_pair, guidance, boundary)
-    sigmas = flow_sigmas(steps, shift, convention)
-    timesteps = flow_timesteps(steps, shift, convention)
+    sigmas = flow_sigmas(steps, shift, convention, sigma_max)
+    timesteps = flow_timesteps(steps, shift, convention, sigma_max)
     # The boundary is compared with the time the Wan network is told, not with bf16's coarse one.
     levels = (timesteps if convention == "wan" else sigmas[:-1] * 1000).tolist()
     told = timesteps.to(torch.float32) if convention == "wan" else timesteps

@@ -10,7 +10,7 @@ The network does not see t but 1000·t, and its rounding matters because it was 
 convention  grid before the shift                                             1000·t becomes
 ==========  ================================================================  ==============
 ``"wan"``   0.999 → 0 (released Wan samplers)                                 truncated
-``"rcm"``   start chosen so that the shifted one is 5000/5001 → 0             bf16
+``"rcm"``   start chosen so that the shifted one is σ/(1+σ), σ = 5000, → 0    bf16
 ==========  ================================================================  ==============
 
 The embedded networks are trained with ``"rcm"`` rounding. All arithmetic is float64 on the CPU;
@@ -32,7 +32,8 @@ Convention = Literal["wan", "rcm"]
 MAX_RCM_STEPS = 4
 _MIDDLE_ANGLES = (1.5, 1.4, 1.0)
 _MAX_SHIFT = 1000.0  # far beyond it the first time is 1 in fp32, where λ is infinite
-_RCM_START = 5000 / 5001
+BASELINE_SIGMA = 5000.0
+"""First noise level of the grid of the convention "rcm"."""
 _WAN_START = 0.9990000128746033  # 0.999 after its storage in fp32, where the released code reads it
 
 
@@ -51,12 +52,7 @@ def rcm_times(num_steps: int, sigma_max: float) -> Tensor:
             f"The few-step sampler takes 1 to {MAX_RCM_STEPS} steps, not {num_steps}.",
             f"Use {min(max(int(num_steps), 1), MAX_RCM_STEPS)} steps, or the baseline sampler.",
         )
-    if not (math.isfinite(sigma_max) and sigma_max > 0):
-        raise UsageError(
-            "sampling-sigma-max",
-            f"sigma_max must be a positive number, not {sigma_max}.",
-            "Use 80 for text to video or 200 for image to video.",
-        )
+    _require_sigma(sigma_max, "Use 80 for text to video or 200 for image to video.")
     tangents = [math.tan(angle) for angle in _MIDDLE_ANGLES[: num_steps - 1]]
     times = [ratio / (1 + ratio) for ratio in [float(sigma_max), *tangents]]
     return torch.tensor([*times, 0.0], dtype=torch.float64)
@@ -70,20 +66,27 @@ def model_timestep(t: Tensor | float) -> Tensor:
     return (torch.as_tensor(t, dtype=torch.float32).to(torch.float64) * 1000).to(torch.bfloat16)
 
 
-def flow_sigmas(steps: int, shift: float, convention: Convention = "wan") -> Tensor:
-    """Times of the unaccelerated samplers: fp32 (steps + 1,), falling, the last one 0."""
-    return torch.tensor([*_shifted(steps, shift, convention), 0.0], dtype=torch.float32)
+def flow_sigmas(
+    steps: int, shift: float, convention: Convention = "wan", sigma_max: float = BASELINE_SIGMA
+) -> Tensor:
+    """Times of the unaccelerated samplers: fp32 (steps + 1,), falling, the last one 0.
+
+    ``sigma_max`` is the first noise level in the convention "rcm"; "wan" has a start of its own.
+    """
+    return torch.tensor([*_shifted(steps, shift, convention, sigma_max), 0.0], dtype=torch.float32)
 
 
-def flow_timesteps(steps: int, shift: float, convention: Convention = "wan") -> Tensor:
+def flow_timesteps(
+    steps: int, shift: float, convention: Convention = "wan", sigma_max: float = BASELINE_SIGMA
+) -> Tensor:
     """What the network is told at each of the ``steps`` calls: int64 for "wan", bf16 for "rcm"."""
     if convention == "rcm":
-        return model_timestep(flow_sigmas(steps, shift, convention)[:-1])
-    told = [int(t * 1000) for t in _shifted(steps, shift, convention)]
+        return model_timestep(flow_sigmas(steps, shift, convention, sigma_max)[:-1])
+    told = [int(t * 1000) for t in _shifted(steps, shift, convention, sigma_max)]
     return torch.tensor(told, dtype=torch.int64)
 
 
-def _shifted(steps: int, shift: float, convention: Convention) -> list[float]:
+def _shifted(steps: int, shift: float, convention: Convention, sigma_max: float) -> list[float]:
     """σ = s·u / (1 + (s−1)·u) on an even grid of u that stops one step before 0."""
     if steps < 1:
         raise UsageError(
@@ -98,7 +101,9 @@ def _shifted(steps: int, shift: float, convention: Convention) -> list[float]:
     if convention == "wan":
         start = _WAN_START
     elif convention == "rcm":
-        start = _RCM_START / (shift - (shift - 1) * _RCM_START)
+        _require_sigma(sigma_max, f"Use {BASELINE_SIGMA:g}.")
+        first = sigma_max / (1 + sigma_max)
+        start = first / (shift - (shift - 1) * first)
     else:
         raise UsageError(
             "sampling-convention",
@@ -108,3 +113,10 @@ def _shifted(steps: int, shift: float, convention: Convention) -> list[float]:
     # The last point of the even grid is 0, so the others are shares of the start.
     grid = [start - index * (start / steps) for index in range(steps)]
     return [shift * u / (1 + (shift - 1) * u) for u in grid]
+
+
+def _require_sigma(sigma_max: float, fix: str) -> None:
+    if not (math.isfinite(sigma_max) and sigma_max > 0):
+        raise UsageError(
+            "sampling-sigma-max", f"sigma_max must be a positive number, not {sigma_max}.", fix
+        )

@@ -13,7 +13,7 @@ import io
 import os
 import tarfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -30,6 +30,17 @@ class Sample:
     shard: Path
     key: str
     places: dict[str, tuple[int, int]]
+
+    @property
+    def end(self) -> int:
+        """First byte behind the sample's last block."""
+        return max(offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                   for offset, size in self.places.values())  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors and text."""
+        return sum(self.places[name][1] for name in FIELDS)
 
     def load(self) -> tuple[Tensor, Tensor, str]:
         """Latents, text embedding, prompt.
@@ -60,12 +71,11 @@ class Sample:
 
 @dataclass
 class Index:
-    """The complete samples of one shard; ``end`` is where the last one ends, ``broken`` says why
-    the rest could not be read, or nothing."""
+    """The complete samples of one shard; ``broken`` says why the rest could not be read, or
+    nothing."""
 
     samples: list[Sample] = field(default_factory=list)
     incomplete: int = 0
-    end: int = 0
     broken: str = ""
 
 
@@ -73,52 +83,70 @@ def index_shard(path: Path) -> Index:
     """Read the headers of a shard, as far as they are sound."""
     found, size = Index(), path.stat().st_size
     places: dict[str, dict[str, tuple[int, int]]] = {}
-    ends: dict[str, int] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
-                key, _, name = Path(member.name).name.partition(".")
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                place = PurePosixPath(member.name)
+                stem, _, name = place.name.partition(".")
+                key = str(place.parent / stem)
                 if member.offset_data + member.size > size:
                     found.broken = f"{path.name} is cut off in {member.name}"
                     break
-                places.setdefault(key, {})[name] = member.offset_data, member.size
-                ends[key] = end
+                places.setdefault(key, {})[name.lower()] = member.offset_data, member.size
+            else:  # tarfile takes any header that it cannot read for the end
+                if _block(path, archive.offset).strip(b"\0"):
+                    found.broken = f"{path.name} is damaged at byte {archive.offset}"
     except (tarfile.TarError, OSError) as error:
         found.broken = f"{path.name} is damaged: {error}"
     for key, one in places.items():
         if all(name in one for name in FIELDS):
             found.samples.append(Sample(path, key, one))
-            found.end = max(found.end, ends[key])
         else:
             found.incomplete += 1
+    if not found.samples and not found.broken:
+        found.broken = f"{path.name} holds no complete sample"
     return found
+
+
+def _block(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(tarfile.BLOCKSIZE)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where a complete shard lies."""
+    return folder / f"shard_{number:06d}.tar"
 
 
 class ShardWriter:
     """One shard, appended sample by sample to ``….tar.tmp`` and named when it is complete.
 
-    A file that a kill has left is cut behind its last complete sample and continued, so that the
-    finished shard has the same bytes as one written in one go.
+    A file that a kill has left is cut before the first sample that is damaged and continued, so
+    that the finished shard has the same bytes as one written in one go. ``done`` holds the numbers
+    of the samples that are kept.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"shard_{number:06d}.tar"
+        self.path = shard_path(folder, number)
         self.temporary = self.path.with_name(self.path.name + ".tmp")
-        self.done: set[str] = set()
+        self.done: set[int] = set()
         if self.temporary.exists():
-            index = index_shard(self.temporary)
-            self.done = {one.key for one in index.samples}
-            os.truncate(self.temporary, index.end)
-            os.truncate(self.temporary, index.end + 2 * tarfile.BLOCKSIZE)  # zeros end an archive
-
-    @property
-    def complete(self) -> bool:
-        """Whether the shard has its name already."""
-        return self.path.exists()
+            end = 0
+            for one in index_shard(self.temporary).samples:
+                try:
+                    one.load()  # a machine that lost power may have left zeros
+                    self.done.add(int(one.key))
+                except ValueError:
+                    break
+                end = one.end
+            os.truncate(self.temporary, end)
+            # Zeros end an archive: two blocks and what fills the record, as tarfile writes them.
+            records = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE)
+            os.truncate(self.temporary, records * tarfile.RECORDSIZE)
 
     def add(self, number: int, latent_CTHW: Tensor, embed_SD: Tensor, prompt: str) -> None:
         """Append one sample.
@@ -127,7 +155,7 @@ class ShardWriter:
             CapacityError: the disk is full. The samples before it are kept.
         """
         key = f"{number:09d}"
-        values = (_saved(latent_CTHW), _saved(embed_SD), prompt.encode("utf-8"))
+        values = (saved_bytes(latent_CTHW), saved_bytes(embed_SD), prompt.encode("utf-8"))
         try:
             with tarfile.open(self.temporary, "a", format=tarfile.USTAR_FORMAT) as archive:
                 for name, data in zip(FIELDS, values, strict=True):
@@ -140,15 +168,18 @@ class ShardWriter:
                 f"Sample {key} could not be written to {self.temporary}: {error}.",
                 "Free some space; the same command goes on behind the last complete sample.",
             ) from error
-        self.done.add(key)
+        self.done.add(number)
 
     def finish(self) -> Path:
-        """Give the shard its name."""
+        """Give the shard its name, once it is on the disk."""
+        with self.temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(self.temporary, self.path)
         return self.path
 
 
-def _saved(value: Tensor) -> bytes:
+def saved_bytes(value: Tensor) -> bytes:
+    """A tensor as a shard holds it: in bf16, by ``torch.save``."""
     buffer = io.BytesIO()
     torch.save(value.detach().to("cpu", torch.bfloat16).contiguous().clone(), buffer)
     return buffer.getvalue()
