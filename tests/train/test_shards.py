@@ -92,10 +92,11 @@ def test_damage_is_skipped_and_counted(tmp_path: Path) -> None:
         file.write(bytes(200))
     shards = Shards(tmp_path)
     assert len(shards) == 4 + 3 + 4
-    assert shards.skipped == {"shards": 2, "incomplete": 1, "samples": 0}
+    assert (len(shards.damaged), shards.incomplete, shards.bad) == (2, 1, set())
+    assert "cut off" in shards.damaged[0] and "damaged" in shards.damaged[1]
     prompts = {shards.load(n)[2] for n in range(2 * len(shards))}
     assert len(prompts) == 10 and values(12)[2] not in prompts
-    assert shards.skipped == {"shards": 2, "incomplete": 1, "samples": 1}
+    assert shards.bad == {("shard_000003.tar", "000000012")}
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -123,11 +123,15 @@ def settings(args: argparse.Namespace) -> TrainConfig:
 def _train(args: argparse.Namespace, config: TrainConfig) -> int:
     import os
     import sys
+    import warnings
 
+    from turbodiffusion.errors import show_warning
     from turbodiffusion.pipeline.load import pick_device
     from turbodiffusion.train.run import train
 
-    report = train(config, pick_device(args.device), quiet=args.json)
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        report = train(config, pick_device(args.device), quiet=args.json)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(report))
         if not report["complete"]:

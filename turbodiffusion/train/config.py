@@ -46,6 +46,7 @@ class TrainConfig:
         card: the model whose sizes the networks have.
         init: weights that the networks start from; empty: fresh ones.
         data: folder of shards; ``noise`` stands for random latents of the card's size.
+        cache: keep all samples in memory; None: where they take less than 2 GB.
         steps: optimiser steps over all runs. minutes: pause after this long; 0: do not.
         batch: samples of a step over all processes, passes and accumulation.
         micro_batch: samples of one pass through the network.
@@ -70,6 +71,7 @@ class TrainConfig:
     out: str
     init: str = ""
     data: str = "noise"
+    cache: bool | None = None
     seed: int = 0
     steps: int = 1000
     minutes: float = 0.0

@@ -21,6 +21,8 @@ from torch import Tensor
 from turbodiffusion.errors import CapacityError, WeightsError
 
 FIELDS = ("latent.pt", "embed.pt", "prompt.txt")
+CACHED = 2_000_000_000
+"""Bytes of samples below which they stay in memory unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -189,26 +191,37 @@ class Shards:
     """The samples of all shards of a folder, by number, in a new order each epoch.
 
     Which sample has which number depends on the seed alone, so a run continues at any position and
-    on any number of processes. ``skipped`` counts what could not be used, by reason.
+    on any number of processes.
+
+    Args:
+        cache: keep every sample in memory once it was read; None: where all of them take less
+            than :data:`CACHED`.
+
+    Attributes:
+        damaged: what of the shards cannot be read, a sentence each; incomplete: samples without
+            all fields. bad: (shard, key) of the samples that turned out to be damaged.
     """
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
-        self.seed, self.samples = seed, list[Sample]()
-        self.skipped = {"shards": 0, "incomplete": 0, "samples": 0}
-        self._bad: set[tuple[Path, str]] = set()
+    def __init__(self, folder: Path, seed: int = 0, *, cache: bool | None = None) -> None:
+        self.folder, self.seed, self.samples = folder, seed, list[Sample]()
+        self.damaged, self.incomplete = list[str](), 0
+        self.bad: set[tuple[str, str]] = set()
         self._order: tuple[int, list[int]] = -1, []
         for path in sorted(folder.rglob("*.tar")):
             index = index_shard(path)
             self.samples += index.samples
-            self.skipped["shards"] += bool(index.broken)
-            self.skipped["incomplete"] += index.incomplete
+            self.damaged += [index.broken] if index.broken else []
+            self.incomplete += index.incomplete
         if not self.samples:
             raise WeightsError(
                 "shards-empty",
                 f"{folder} holds no complete sample in shards (*.tar); "
-                f"{self.skipped['shards']} shards are damaged.",
+                f"{len(self.damaged)} shards are damaged.",
                 "Give the folder of the shards, or fetch them again.",
             )
+        small = sum(one.nbytes for one in self.samples) < CACHED
+        self.cache = small if cache is None else cache
+        self._kept: dict[int, tuple[Tensor, Tensor, str]] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -220,13 +233,18 @@ class Shards:
             WeightsError: all are damaged.
         """
         for step in range(len(self)):
-            sample = self.samples[self._at(position, step)]
+            number = self._at(position, step)
+            if number in self._kept:
+                return self._kept[number]
+            sample = self.samples[number]
             try:
-                return sample.load()
+                values = sample.load()
             except ValueError:
-                if (sample.shard, sample.key) not in self._bad:
-                    self._bad.add((sample.shard, sample.key))
-                    self.skipped["samples"] += 1
+                self.bad.add((sample.shard.relative_to(self.folder).as_posix(), sample.key))
+                continue
+            if self.cache:
+                self._kept[number] = values
+            return values
         raise WeightsError(
             "shards-damaged",
             f"None of {len(self)} samples can be read.",

@@ -8,7 +8,7 @@ many processes work on it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -43,6 +43,20 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Lossy(Protocol):
+    """A source that may have to leave data out."""
+
+    def skipped(self) -> dict[str, float]:
+        """How much, by name, as this process has seen it."""
+        ...
+
+
+def skipped(source: Source) -> dict[str, float]:
+    """What ``source`` had to leave out, for the log; nothing where nothing can be damaged."""
+    return source.skipped() if isinstance(source, Lossy) else {}
 
 
 class Noise:
@@ -91,7 +105,7 @@ def open_source(card: ModelCard, config: TrainConfig) -> Source:
 
         return Sharded(
             Path(config.data), config.seed, latent_shape(card, config),
-            batch=config.batch, micro_batch=config.micro_batch,
+            batch=config.batch, micro_batch=config.micro_batch, cache=config.cache,
         )  # fmt: skip
     raise UsageError(
         "train-data",

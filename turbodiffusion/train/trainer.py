@@ -29,7 +29,7 @@ from turbodiffusion.train.meter import Meter
 from turbodiffusion.train.metrics import Writer
 from turbodiffusion.train.optim import Average, Optimizer
 from turbodiffusion.train.progress import Progress
-from turbodiffusion.train.sources import Source, mixed_seed
+from turbodiffusion.train.sources import Source, mixed_seed, skipped
 
 NETS = {"student": "net", "fake_score": "net_fake_score"}
 """Role → prefix of its tensors in checkpoints; the average of the student is ``net_ema``."""
@@ -131,6 +131,7 @@ class Trainer:
             "stage": config.stage, "complete": self.iteration >= config.steps,
             "steps": self.iteration, "seconds": round(self.seconds, 1), "broken": self.broken,
             "processes": self.ranks.world, "checkpoint": str(self.checkpoints.newest()),
+            **skipped(self.source),
         }  # fmt: skip
 
     def step(self, phase: Phase) -> float:
@@ -198,6 +199,7 @@ class Trainer:
         report = {
             **values, **self.drawn, "grad_norm": norm, "lr": optimizer.lr(phase.step),
             "broken": self.broken, "seconds": self.seconds, **self.progress.speed(),
+            **skipped(self.source),
         }  # fmt: skip
         self.drawn.clear()
         for writer in self.writers:
