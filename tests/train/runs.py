@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from turbodiffusion.parallel import ranks
 from turbodiffusion.train.config import TrainConfig, change
@@ -38,6 +39,11 @@ def alone() -> Iterator[ranks.Ranks]:
         yield ranks.start(torch.device("cpu"))
     finally:
         ranks.leave()
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def curve(out: Path, names: tuple[str, ...] = ("loss", "grad_norm", "lr")) -> list[list[float]]:

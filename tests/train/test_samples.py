@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.runs import curve, settings
+from tests.train.runs import curve, local, settings
 from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.media.read import read_video
 from turbodiffusion.media.settings import read_settings
@@ -31,13 +31,13 @@ def test_samples_are_drawn_with_the_average_and_change_nothing(alone, tmp_path: 
     trainer.average.update = lambda beta: None
 
     def watched(iteration):
-        seen.append((iteration, float(weights.detach().to_local().min())))
+        seen.append((iteration, float(local(weights.detach()).min())))
         return draw(iteration)
 
     trainer.draw = watched
     trainer.run()
     assert seen == [(1, 0.25)]
-    assert float(weights.detach().to_local().min()) != 0.25
+    assert float(local(weights.detach()).min()) != 0.25
     video = tmp_path / "samples" / "iter_000000001.mp4"
     assert tuple(read_video(video).frames.shape[-4:-1]) == (9, 32, 2 * 32)  # two prompts
     assert read_settings(video)["rows"] == ["student"]

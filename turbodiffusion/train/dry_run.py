@@ -58,7 +58,7 @@ def _one(config: TrainConfig, one: ModelCard, world: int) -> dict[str, Any]:
             torch.device("cpu"), shard=config.parallel.shard, context=config.parallel.context
         )
         config = replace(config, dtype="bfloat16" if config.dtype == "auto" else config.dtype)
-        networks = build_networks(config, one, ranks, device="meta")
+        networks = build_networks(config, one, ranks, filled=False)
         return _describe(config, one, ranks, networks)
     finally:
         leave()

@@ -17,12 +17,13 @@ from turbodiffusion.parallel.ranks import Ranks
 from turbodiffusion.parallel.shard import shard_network
 from turbodiffusion.train.config import TrainConfig
 from turbodiffusion.train.exact import ExactCopy
+from turbodiffusion.train.fill import fill
 from turbodiffusion.train.losses import Networks
 from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiases, Writer
 from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
 from turbodiffusion.train.sources import Source, latent_shape, open_source
-from turbodiffusion.train.stages import attention_of, build_network, distilled, roles
+from turbodiffusion.train.stages import attention_of, distilled, empty_network, roles
 from turbodiffusion.train.trainer import Trainer
 from turbodiffusion.train.work import forward_operations, peak, training_operations
 
@@ -51,20 +52,23 @@ def parallelise(network: WanDiT, config: TrainConfig, ranks: Ranks, *, trained: 
 
 
 def build_networks(
-    config: TrainConfig, one: ModelCard, ranks: Ranks, device: str = "cpu"
+    config: TrainConfig, one: ModelCard, ranks: Ranks, *, filled: bool = True
 ) -> Networks:
-    """The networks of the stage, parallelised; built one after the other on ``device``."""
-    made = {
-        role: parallelise(
-            build_network(config, one, role, device), config, ranks, trained=role != "teacher"
-        )
-        for role in roles(config)
-    }
+    """The networks of the stage, parallelised and then filled, one after the other.
+
+    Whole networks exist on the meta device only; not ``filled``, they stay there.
+    """
+    made: dict[str, WanDiT] = {}
+    for role in roles(config):
+        network = empty_network(config, one, role)
+        made[role] = parallelise(network, config, ranks, trained=role != "teacher")
+        if filled:
+            fill(network, one, config.init, config.seed, ranks.device)
     exact = None
     computing = compute_dtype(config, ranks.device)
     if config.exact_derivative and distilled(config) and computing is not torch.float32:
-        copy = build_network(config, one, "student", device).to(ranks.device)
-        exact = ExactCopy(copy, made["student"])
+        copy = empty_network(config, one, "student")
+        exact = ExactCopy(copy.to_empty(device=ranks.device) if filled else copy, made["student"])
     return Networks(**made, exact=exact)
 
 

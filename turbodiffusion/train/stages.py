@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from turbodiffusion.models.cards import Attention, ModelCard
 from turbodiffusion.models.cards import card as card_named
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.fill import fill
 from turbodiffusion.train.optim import OptimSettings
 from turbodiffusion.train.presets import AlignmentLoss, DistillLoss, preset
 
@@ -64,35 +64,21 @@ def attention_of(config: TrainConfig) -> Attention:
     return Attention("sla", config.loss.topk, block, block)
 
 
-def build_network(config: TrainConfig, card: ModelCard, role: Role, device: str = "cpu") -> WanDiT:
-    """One network, from ``config.init`` or fresh from the seed; the same in every process.
+def empty_network(config: TrainConfig, card: ModelCard, role: Role) -> WanDiT:
+    """One network on the meta device, to be filled by :func:`.fill.fill`."""
+    attention = attention_of(config) if role == "student" else Attention("dense")
+    with torch.device("meta"):
+        return WanDiT(card.dit, attention)
 
-    Every role starts from the same weights. What a sparse student has and the file has not is its
-    projection, which starts at zero. On ``meta`` nothing is filled.
+
+def build_network(config: TrainConfig, card: ModelCard, role: Role) -> WanDiT:
+    """One whole network on the CPU, from ``config.init`` or fresh from the seed.
+
+    Every role starts from the same weights, in every process.
 
     Raises:
         WeightsError: the weights are missing or do not fit.
     """
-    attention = attention_of(config) if role == "student" else Attention("dense")
-    with torch.device(device):
-        network = WanDiT(card.dit, attention)
-    if device == "meta":
-        return network
-    network.init_weights(torch.Generator().manual_seed(config.seed))
-    if config.init:
-        _load(network, config.init, card)
+    network = empty_network(config, card, role)
+    fill(network, card, config.init, config.seed, "cpu")
     return network
-
-
-def _load(network: WanDiT, init: str, card: ModelCard) -> None:
-    from turbodiffusion.weights.detect import describe
-    from turbodiffusion.weights.find import find
-    from turbodiffusion.weights.header import read_header
-    from turbodiffusion.weights.load import load_dit
-
-    # One expert is trained at a time, so the file of one is enough.
-    file = Path(init) if Path(init).is_file() else next(iter(find(init, "dit").dit.values()))
-    has_projection = describe(read_header(file)).attention != "dense"
-    sparse = network.attention.kind != "dense" and has_projection
-    loaded = load_dit(file, card, network.attention if sparse else Attention("dense"))
-    network.load_state_dict(loaded.float().state_dict(), strict=False)

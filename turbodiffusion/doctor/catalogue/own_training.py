@@ -32,6 +32,8 @@ ENTRIES = (
     own("train-distill", "Neither loss of the distillation is active.",
         "Scale up the consistency loss, or give distribution matching a fake score."),
     own("train-ema", "The width of the moving average is out of range.", "Use 0.1."),
+    own("train-init-quantized", "Training cannot start from int8 weights.",
+        "Start from the file that they were quantised from."),
     own("train-jvp", "There is no such way to derive.", "Use whole or dual."),
     own("train-negative", "Guidance or dropped captions need the negative prompt's embedding.",
         "Add it to the data, or set guidance to 1 and drop to 0."),
