@@ -58,7 +58,7 @@ class WorldSource:
         """An empty pool of this source's clips."""
         card, teacher = self.size.card, self.size.teacher
         recipe = replace(
-            teacher, seed=self.seed, refresh=1.0, first_pool=min(FIRST_POOL, teacher.first_pool)
+            teacher, seed=self.seed, refresh=0.5, first_pool=min(FIRST_POOL, teacher.first_pool)
         )
         return self.pool_type(
             recipe, vae, self.tokenizer,

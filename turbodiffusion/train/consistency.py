@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbodiffusion.train import tangents
 from turbodiffusion.train.losses import Batch, LossParts, Networks, randn
@@ -77,9 +77,12 @@ class Continuous:
         self, networks: Networks, batch: Batch, x: Tensor, t_B1: Tensor, f_teacher: Tensor
     ) -> Tensor:
         """dF of the student: its derivative along the teacher's path, times cos t·sin t."""
+        with networks.derived() as network:
+            return self._derivative(network, batch, x, t_B1, f_teacher)
 
-        network = networks.derived()
-
+    def _derivative(
+        self, network: nn.Module, batch: Batch, x: Tensor, t_B1: Tensor, f_teacher: Tensor
+    ) -> Tensor:
         def student(x_: Tensor, t_: Tensor) -> Tensor:
             return ask(network, x_, t_, batch.context_BSD, batch).velocity
 

@@ -12,6 +12,7 @@ latents are small next to the networks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -101,9 +102,9 @@ class Networks:
     fake_score: nn.Module | None = None
     exact: ExactCopy | None = None
 
-    def derived(self) -> nn.Module:
+    def derived(self) -> AbstractContextManager[nn.Module]:
         """The network whose derivative stands for that of the student, with its newest weights."""
-        return self.student if self.exact is None else self.exact.updated()
+        return nullcontext(self.student) if self.exact is None else self.exact.opened()
 
     def need(self, role: Literal["teacher", "fake_score"]) -> nn.Module:
         """The network of this role.

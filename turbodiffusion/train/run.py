@@ -12,6 +12,7 @@ from turbodiffusion.models.cards import ModelCard, card
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.parallel import ranks as processes
 from turbodiffusion.parallel.activations import recompute_activations
+from turbodiffusion.parallel.alone import cast_network
 from turbodiffusion.parallel.context import split_sequence
 from turbodiffusion.parallel.ranks import Ranks
 from turbodiffusion.parallel.shard import shard_network
@@ -47,7 +48,10 @@ def parallelise(network: WanDiT, config: TrainConfig, ranks: Ranks, *, trained: 
 
         compile_network(network)
     dtype = compute_dtype(config, ranks.device)
-    shard_network(network, mesh=ranks.mesh, dtype=dtype, trained=trained)
+    if ranks.world == 1 and config.parallel.activations == "none":
+        cast_network(network, dtype=dtype, trained=trained)
+    else:
+        shard_network(network, mesh=ranks.mesh, dtype=dtype, trained=trained)
     return network
 
 

@@ -24,13 +24,13 @@ def specimens(capability: int) -> list[Specimen]:
         specimen(capability, width, dtype, moves)
         for width, dtype in (*SHAPES, FLOAT32)
         for moves in (True, False)
-    ]
+    ] + [specimen(capability, *FLOAT32, moves, tf32=True) for moves in (True, False)]
 
 
-def specimen(capability: int, width: int, dtype: str, moves: bool) -> Specimen:
-    config = TangentConfig.choose(divmod(capability, 10), width, itemsize(dtype))
+def specimen(capability: int, width: int, dtype: str, moves: bool, tf32: bool = False) -> Specimen:
+    config = TangentConfig.choose(divmod(capability, 10), width, itemsize(dtype), tf32)
     return Specimen(
-        f"{'self' if moves else 'cross'} {dtype} D={width}",
+        f"{'self' if moves else 'cross'} {'tf32' if tf32 else dtype} D={width}",
         tangent_kernel,
         {
             **dict.fromkeys((*TENSORS, "to"), f"*{dtype}"), **sizes("L", "S", "N"),
@@ -38,7 +38,7 @@ def specimen(capability: int, width: int, dtype: str, moves: bool) -> Specimen:
         },
         {
             "D": width, "TILE_Q": config.tile_q, "TILE_K": config.tile_k, "KEYS_MOVE": moves,
-            "PRECISION": precision(dtype),
+            "PRECISION": "tf32" if tf32 else precision(dtype),
         },
         config.num_warps, config.num_stages, product(capability, dtype),
         aligned=tuple(tensor_strides(*TENSORS)),

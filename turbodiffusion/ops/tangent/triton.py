@@ -1,4 +1,8 @@
-"""The attention tangent by one Triton kernel. Tensors are read in place, with any strides."""
+"""The attention tangent by one Triton kernel. Tensors are read in place, with any strides.
+
+Float32 products are exact to 1e-6, or TF32 where PyTorch's own are: after
+``torch.set_float32_matmul_precision("high")``.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +32,16 @@ def attention_tangent(
     moves = tk is not None
     given = (q, k, v, tq, k if tk is None else tk, v if tv is None else tv)
     inputs = [inner_contiguous(x.to(q.dtype)) for x in given]
+    single = q.dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest"
     if config is None:
-        config = TangentConfig.choose(gpu.capability(q.device), d, q.element_size())
+        config = TangentConfig.choose(gpu.capability(q.device), d, q.element_size(), single)
     value, tangent = (q.new_empty(b, length, n, d) for _ in range(2))
     with on(q.device):
         tangent_kernel[-(-length // config.tile_q), b * n](
             *inputs, value, tangent, score_scale(d), d**-0.5, length, s, n,
             *(number for x in (*inputs, value) for number in of_strides(x)),
             D=d, TILE_Q=config.tile_q, TILE_K=config.tile_k, KEYS_MOVE=moves,
-            PRECISION=precision(q.dtype),
+            PRECISION="tf32" if single else precision(q.dtype),
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
     return value, tangent
