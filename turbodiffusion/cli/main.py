@@ -19,7 +19,7 @@ COMMANDS = {
     "plan": "say whether a video fits this machine, and how long it will take",
     "monitor": "show what the GPUs are doing, live",
     "convert": "rewrite a checkpoint as safetensors, or back to the released layout",
-    "merge": "add what another training changed to a checkpoint",
+    "merge": "add what another training changed to a checkpoint, or LoRAs",
     "quantize": "make the linears of a checkpoint int8",
     "export": "make a file from a training run: average, merge, int8 in one go",
     "train": "train a network: one stage of the recipe, resumable, on any number of GPUs",

@@ -56,7 +56,8 @@ def require_kind(found: Description, kind: str) -> None:
         raise WeightsError(
             "weights-lora",
             f"{found.path} is a LoRA ({found.dialect} naming): a change to a network, not one.",
-            f"Give {WORDS[kind]} as the model; a LoRA is added to it with `turbodiffusion merge`.",
+            f"Give {WORDS[kind]}; add the LoRA to it with "
+            f"`turbodiffusion merge MODEL OUT --lora {found.path.name}`.",
         )
     if found.kind != kind:
         raise WeightsError(
