@@ -9,7 +9,7 @@ import torch
 from tests.mini import nano
 from tests.mini.conftest import TEACHER_REPORT, VAE_REPORT
 from turbodiffusion.errors import UsageError
-from turbodiffusion.mini import export, i2v, world
+from turbodiffusion.mini import export, i2v, i2v_judge, world
 from turbodiffusion.mini.images import ImageSource, i2v_card
 from turbodiffusion.mini.recipe import SizeRecipe, recipe
 from turbodiffusion.models.cards import CARDS, Attention
@@ -194,3 +194,36 @@ def test_only_mini_has_one():
     assert i2v_card(recipe("mini")).name == "mini-i2v-teacher"
     with pytest.raises(UsageError, match="no image-to-video model of the size micro"):
         i2v_card(recipe("micro"))
+
+
+def test_judge_of_true_clips_and_of_noise(known, trained):
+    pipe = load(export.file(size(), trained[0], "i2v_high_int8"), device="cpu")
+
+    def truth(clip, text, seed):
+        return (clip.permute(1, 2, 3, 0) + 1) / 2
+
+    row = i2v_judge._measured(pipe, "truth", truth, 24, False, 0, None)
+    assert row.psnr == row.psnr_least == 99
+    assert row.colour > 0.9 and row.background > 0.9 and row.motion > 0.9, "9×32×32 is coarse"
+    swapped = i2v_judge._measured(pipe, "truth", truth, 24, True, 0, None)
+    agree = i2v_judge.chance(24)
+    for name in i2v_judge.FROM_IMAGE:
+        assert getattr(swapped, name) <= agree[name] + 0.15, "chance, not the text's own scene"
+    assert swapped.psnr == 99, "likeness is to the image that was given"
+    noise = i2v_judge.measure(pipe, "int8", samples=4)
+    assert noise.psnr < 26 and noise.joint < 0.5 and noise.steps == 4
+    assert "int8" in i2v_judge.table([noise])
+
+
+def test_rows_by_name(trained):
+    rows = i2v_judge.measure_rows(size(), trained[0], ["vae", "teacher-4", "exchanged"], 2, "cpu")
+    assert [row.name for row in rows] == ["vae", "teacher-4", "exchanged"]
+    assert [row.steps for row in rows] == [0, 4, 4]
+    with pytest.raises(UsageError, match="no row 'best'"):
+        i2v_judge.measure_rows(size(), trained[0], ["best"], 2, "cpu")
+
+
+def test_psnr():
+    black, gray = torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)
+    assert i2v_judge.psnr(black, gray) == pytest.approx(20)
+    assert i2v_judge.psnr(gray, gray) == 99

@@ -1,4 +1,4 @@
-"""``turbodiffusion mini train | judge | sheet | world``: the embedded model's own commands."""
+"""``turbodiffusion mini train | judge | judge-i2v | sheet | world``: the embedded model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbodiffusion.cli import mini_judge
+from turbodiffusion.cli import mini_images, mini_judge
 from turbodiffusion.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ IMAGE_STAGES = ("i2v", "i2v-turbo")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Register ``mini`` and its four commands."""
+    """Register ``mini`` and its commands."""
     parser = subparsers.add_parser(
         "mini", help="the embedded model: train it, judge it, see its world",
         description="The embedded model: a small video model trained on a procedural world.",
@@ -33,6 +33,9 @@ def add_parser(subparsers: Any) -> None:
     judge = commands.add_parser("judge", help="measure how often videos show what prompts say")
     _add_model(judge)
     mini_judge.add_arguments(judge)
+    mini_images.add_arguments(
+        commands.add_parser("judge-i2v", help="measure how videos follow image and text")
+    )
     _add_sheet(commands.add_parser("sheet", help="draw videos of held-out prompts on one picture"))
     commands.add_parser("world", help="print the world: values, formulas, vocabulary")
 
@@ -102,8 +105,11 @@ def above_zero(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Dispatch to one of the four."""
-    commands = {"train": _train, "judge": mini_judge.run, "sheet": _sheet, "world": _world}
+    """Dispatch to one of them."""
+    commands = {
+        "train": _train, "judge": mini_judge.run, "judge-i2v": mini_images.run, "sheet": _sheet,
+        "world": _world,
+    }  # fmt: skip
     return commands[args.mini_command](args)
 
 
