@@ -10,7 +10,9 @@ from turbodiffusion.cli.main import build_parser
 from turbodiffusion.cli.train import settings
 from turbodiffusion.errors import UsageError
 from turbodiffusion.train.config import assignments, change, read_file
+from turbodiffusion.train.consistency import Discrete
 from turbodiffusion.train.stages import STAGES, settings_of
+from turbodiffusion.train.times import UniformShift
 
 
 def given(*words: str):
@@ -81,3 +83,35 @@ def test_a_batch_that_the_processes_cannot_share_names_one_that_they_can():
     assert config.passes(3) == 1 and config.passes(1) == 3
     with pytest.raises(UsageError, match="--set batch=8"):
         config.passes(2)
+
+
+def test_a_setting_of_several_kinds_is_chosen_by_name():
+    config = given("rcm", "--set", "loss.consistency=Discrete", "--set", "loss.every=3")
+    assert config.loss.consistency == Discrete() and config.loss.every == 3
+    config = given("rcm", "--set", 'loss.consistency={"kind": "Discrete", "skip": 2}')
+    assert config.loss.consistency == Discrete(skip=2)
+    stored = config.as_json()
+    assert stored["loss"]["consistency"]["kind"] == "Discrete"
+    assert change(settings_of("rcm", "mini"), stored) == config
+    back = change(config, settings_of("rcm", "mini").as_json())
+    assert back == settings_of("rcm", "mini")
+    times = given("sla", "--set", 'loss.times={"kind": "UniformShift", "shift": 3}').loss.times
+    assert times == UniformShift(3.0)
+    assert given("rcm", "--set", "loss.matching=null").loss.matching is None
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("loss.consistency=Discreet", "must be of type"),
+        ('loss.consistency={"kind": "Discreet"}', "one of Continuous, Discrete"),
+        ('loss.times={"kind": "LogNormal"}', "LogNormal as loss.times needs a value for mean"),
+        ('loss.times={"kind": "UniformShift", "shift": "x"}', "loss.times.shift must be of type"),
+        ('loss.times={"kind": "UniformShift", "shaft": 1}', "no setting loss.times.shaft"),
+    ],
+)
+def test_a_kind_that_does_not_fit_is_named(word: str, words: str):
+    stage = "rcm" if "consistency" in word else "flow"
+    with pytest.raises(UsageError) as error:
+        given(stage, "--set", word)
+    assert words in error.value.message

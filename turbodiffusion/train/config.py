@@ -2,6 +2,8 @@
 
 A preset is a function's result, complete and valid. ``--config FILE`` holds a JSON or TOML object
 of the same shape with what differs; ``--set optim.lr=1e-5`` changes one value by its dotted name.
+Where a setting can be of several kinds, ``kind`` names one (``{"kind": "Discrete", "skip": 2}``);
+so does the name alone, for its defaults: ``--set loss.consistency=Discrete``.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -128,9 +130,24 @@ class TrainConfig:
         return slots // data_world
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        """Plain values, which :func:`change` takes back."""
+        plain: dict[str, Any] = json.loads(json.dumps(_plain(self, TrainConfig)))
         return plain
+
+
+def _plain(value: Any, annotation: Any) -> Any:
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    hints = get_type_hints(type(value))
+    found = {one.name: _plain(getattr(value, one.name), hints[one.name]) for one in fields(value)}
+    several = len(_kinds(annotation)) > 1
+    return {"kind": type(value).__name__, **found} if several else found
+
+
+def _kinds(annotation: Any) -> dict[str, type]:
+    """The dataclasses that a setting can be, by name."""
+    options = get_args(annotation) or (annotation,)
+    return {one.__name__: one for one in options if isinstance(one, type) and is_dataclass(one)}
 
 
 def _refused(name: str, value: Any, allowed: str, example: str) -> UsageError:
@@ -200,10 +217,17 @@ def change(settings: Settings, values: Mapping[str, Any], prefix: str = "") -> S
         UsageError: an unknown name, or a value of another type.
     """
     assert is_dataclass(settings) and not isinstance(settings, type)
-    kinds = get_type_hints(type(settings))
-    names = [one.name for one in fields(settings)]
-    changed: dict[str, Any] = {}
-    for name, value in values.items():
+    changed = _values(type(settings), values, prefix, vars(settings))
+    return replace(settings, **changed)
+
+
+def _values(
+    kind: type, values: Mapping[str, Any], prefix: str, current: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``values`` for the fields of the dataclass ``kind``, each as its type asks."""
+    hints = get_type_hints(kind)
+    names = [one.name for one in fields(kind)]
+    for name in values:
         if name not in names:
             near = get_close_matches(name, names, 1) or names
             raise UsageError(
@@ -211,12 +235,38 @@ def change(settings: Settings, values: Mapping[str, Any], prefix: str = "") -> S
                 f"There is no setting {prefix}{name}; there are {', '.join(names)}.",
                 f"Perhaps {prefix}{near[0]} was meant.",
             )
-        current = getattr(settings, name)
-        if is_dataclass(current) and isinstance(value, Mapping):
-            changed[name] = change(current, value, f"{prefix}{name}.")
-        else:
-            changed[name] = _typed(value, kinds[name], f"{prefix}{name}")
-    return replace(settings, **changed)
+    return {
+        name: _value(value, hints[name], f"{prefix}{name}", current.get(name))
+        for name, value in values.items()
+    }
+
+
+def _value(value: Any, annotation: Any, name: str, current: Any) -> Any:
+    """A value for one field: a dataclass from an object or a name, or anything :func:`_typed`."""
+    kinds = _kinds(annotation)
+    if isinstance(value, str) and value in kinds:
+        value = {"kind": value}
+    if not isinstance(value, Mapping):
+        return _typed(value, annotation, name)
+    inner = {key: one for key, one in value.items() if key != "kind"}
+    same = is_dataclass(current) and value.get("kind") in (None, type(current).__name__)
+    if same:
+        return change(current, inner, f"{name}.")
+    if not kinds:
+        return _typed(value, annotation, name)
+    chosen = value.get("kind", next(iter(kinds)) if len(kinds) == 1 else None)
+    if chosen not in kinds:
+        raise _refused(f"{name}.kind", chosen, f"one of {', '.join(kinds)}",
+                       f"{name}={next(iter(kinds))}")  # fmt: skip
+    given = _values(kinds[chosen], inner, f"{name}.", {})
+    for one in fields(kinds[chosen]):
+        if one.name not in given and one.default is MISSING and one.default_factory is MISSING:
+            raise UsageError(
+                "train-setting",
+                f"{chosen} as {name} needs a value for {one.name}.",
+                f"Give {name}.{one.name} as well.",
+            )
+    return kinds[chosen](**given)
 
 
 def _typed(value: Any, kind: Any, name: str) -> Any:

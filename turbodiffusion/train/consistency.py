@@ -25,7 +25,13 @@ from torch import Tensor, nn
 
 from turbodiffusion.train import tangents
 from turbodiffusion.train.losses import Batch, LossParts, Networks, randn
-from turbodiffusion.train.times import Times, broadcast, draw_angles, flow_to_angle, shift_flow
+from turbodiffusion.train.times import (
+    Distribution,
+    broadcast,
+    draw_angles,
+    flow_to_angle,
+    shift_flow,
+)
 from turbodiffusion.train.trigflow import ask, ask_guided, mix
 
 Derivative = Literal["full", "semi", "difference"]
@@ -44,7 +50,7 @@ class Continuous:
         way: how a JVP is taken.
     """
 
-    times: Times
+    times: Distribution
     scale: float = 100.0
     guidance: float = 5.0
     warmup: int = 1000

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from turbodiffusion.train.consistency import mean_of, whole_samples, zero_where
 from turbodiffusion.train.losses import Batch, LossParts, Networks, randn
-from turbodiffusion.train.times import HALF_PI, Times, broadcast, draw_angles
+from turbodiffusion.train.times import HALF_PI, Distribution, broadcast, draw_angles
 from turbodiffusion.train.trigflow import ask, ask_guided, mix
 
 GAP_FLOOR = 1e-5
@@ -33,7 +33,7 @@ class DistributionMatching:
         angles: fixed angles of the calls after the first, None to draw them.
     """
 
-    times: Times
+    times: Distribution
     scale: float = 1.0
     guidance: float = 5.0
     steps: int = 4

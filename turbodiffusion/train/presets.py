@@ -18,7 +18,7 @@ from turbodiffusion.train.distill import Distillation
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.losses import FlowMatching, Networks, Objective, SparseAlignment
 from turbodiffusion.train.optim import OptimSettings
-from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
+from turbodiffusion.train.times import Distribution, LogNormal, UniformShift
 
 SHIFT_5 = UniformShift(5.0)
 
@@ -30,7 +30,7 @@ class FlowLoss:
     With sparse attention in the student, of ``topk`` key blocks, it is the black-box fine-tuning.
     """
 
-    times: UniformShift | LogNormal | Restricted = SHIFT_5
+    times: Distribution = SHIFT_5
     drop: float = 0.1
     topk: float = 0.1
 
@@ -42,7 +42,7 @@ class FlowLoss:
 class AlignmentLoss:
     """White-box fine-tuning of sparse attention that keeps the ``topk`` share of key blocks."""
 
-    times: UniformShift | LogNormal = field(default_factory=lambda: LogNormal(1.5, 1.6))
+    times: Distribution = field(default_factory=lambda: LogNormal(1.5, 1.6))
     scale: float = 1.0
     topk: float = 0.1
 

@@ -145,6 +145,10 @@ class Restricted:
         return self.times.quantile(torch.lerp(low, high, uniform)).clamp(self.low, self.high)
 
 
+Distribution = UniformShift | LogNormal | Restricted
+"""What settings can name."""
+
+
 def draw_angles(times: Times, count: int, generator: torch.Generator) -> Tensor:
     """Draws of ``times`` as TrigFlow angles, float64 (count, 1)."""
     return flow_to_angle(times.draw(count, generator))
