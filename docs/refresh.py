@@ -11,7 +11,7 @@ A block is marked by a comment, and everything inside its fence is replaced:
 of one page run in one temporary folder, in order, so that a later one can use what an earlier one
 wrote. A command that fails is shown with its exit code, which pages about errors want.
 A block marked ``quality: micro`` gets
-the table that ``turbodiffusion mini judge --record`` stored. ``python docs/refresh.py [PAGE …]``.
+the tables that ``turbodiffusion mini judge --record`` stored. ``python docs/refresh.py [PAGE …]``.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def output_of(command: str, folder: Path) -> str:
 
 
 def quality_of(size: str) -> str:
-    """The table that ``mini judge --record`` stored beside the weights of ``size``."""
+    """The tables that ``mini judge --record`` stored beside the weights of ``size``."""
     sys.path.insert(0, str(ROOT))
-    from turbodiffusion.mini.table import table
+    from turbodiffusion.mini.table import tables
 
     path = ROOT / "turbodiffusion" / "mini" / "weights" / f"{size}_report.json"
-    return table(json.loads(path.read_text("utf-8"))["quality"]["rows"])
+    return tables(json.loads(path.read_text("utf-8"))["quality"])
 
 
 def refresh(page: Path) -> int:

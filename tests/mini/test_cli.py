@@ -41,7 +41,7 @@ def test_help(capsys, command):
     out = capsys.readouterr().out
     assert f"turbodiffusion mini {command}" in out
     if command == "train":
-        assert "{vae,decoder,teacher,all}" in out
+        assert "{vae,decoder,teacher,sla,rcm,turbo," in out
         for flag in ("--size", "--run-minutes", "--minutes", "--steps", "--batch", "--device"):
             assert flag in out
 
@@ -88,8 +88,11 @@ def test_wrong_flags_exit_2(capsys, words):
 
 
 def test_missing_weights_name_the_command(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("turbodiffusion.mini.export.PACKAGED", tmp_path)
-    code, _, err = call(capsys, "judge", "--size", "micro", "--weights", tmp_path)
+    monkeypatch.setattr("turbodiffusion.mini.rows.PACKAGED", tmp_path)
+    words = ("judge", "--size", "micro", "--weights", tmp_path, "--rows")
+    code, _, err = call(capsys, *words, "int8-4")
+    assert code == 1 and "mini train turbo --size micro" in err
+    code, _, err = call(capsys, *words, "teacher")
     assert code == 1
     assert "mini-stage-missing" in err and "mini train teacher --size micro" in err
 
@@ -102,10 +105,10 @@ def weights(random_micro, tmp_path):
 
 def test_judge_prints_and_records_the_table(capsys, weights, monkeypatch):
     words = ["judge", "--size", "micro", "--weights", weights, "--samples", 1, "--steps", 1]
-    words += ["--guidance", 1, "--device", "cpu"]
-    code, out, _ = call(capsys, *words, "--record")
+    words += ["--guidance", 1, "--device", "cpu", "--real", 0]
+    code, out, _ = call(capsys, *words, "--rows", "truth,vae,teacher", "--record")
     assert code == 0
-    lines = out.splitlines()
+    lines = out.split("\n\n")[0].splitlines()
     assert lines[0].startswith("row") and len(lines) == 7, "three rows, seen and held out"
     assert [line.split("  ")[0] for line in lines[1::2]] == [
         "rendered truth", "VAE reconstruction", "teacher",
@@ -119,13 +122,36 @@ def test_judge_prints_and_records_the_table(capsys, weights, monkeypatch):
     assert stored["quality"]["weights"]["dit"]["file"] == "micro_t2v_teacher.safetensors"
     for part in ("micro_t2v_teacher", "micro_text"):  # not needed for what follows
         (weights / f"{part}.safetensors").unlink()
-    monkeypatch.setattr("turbodiffusion.mini.export.PACKAGED", weights)
-    code, out, _ = call(capsys, *words, "--rows", "truth", "--json", "--objects", "1,2")
+    monkeypatch.setattr("turbodiffusion.mini.rows.PACKAGED", weights)
+    code, out, _ = call(capsys, *words, "--json", "--objects", "1,2")
     values = json.loads(out)
-    assert code == 0 and values["model"] == "micro" and len(values["rows"]) == 4
-    assert [row["objects"] for row in values["rows"]] == [1, 1, 2, 2]
+    assert code == 0 and values["model"] == "micro" and len(values["rows"]) == 8
+    assert {row["row"] for row in values["rows"]} == {"rendered truth", "VAE reconstruction"}, (
+        "rows whose files are there"
+    )
     after = json.loads((weights / "micro_report.json").read_text("utf-8"))
     assert after == stored, "nothing is stored without --record"
+
+
+def test_judge_checks_gates_and_prompts(capsys, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("turbodiffusion.mini.rows.PACKAGED", weights)
+    words = ["judge", "--size", "micro", "--weights", weights, "--device", "cpu", "--real", 0]
+    words += ["--steps", 1, "--guidance", 1]
+    code, out, _ = call(capsys, *words, "--rows", "vae", "--samples", 1, "--gates")
+    assert code == 1, "random weights reconstruct nothing"
+    assert "FAILS" in out and "not measured" in out
+    file = tmp_path / "prompts.txt"
+    file.write_text("A red circle, moving left.\n\na purple dog\nblue cross growing\n", "utf-8")
+    picture = tmp_path / "rows.png"
+    code, out, err = call(
+        capsys, *words, "--rows", "teacher", "--prompts", file, "--json", "--sheet", picture
+    )
+    values = json.loads(out)
+    assert code == 0 and sum(row["videos"] for row in values["rows"]) == 2
+    assert "background" not in values["rows"][0], "no prompt names one"
+    assert picture.exists()
+    assert [one["prompt"] for one in values["not_judged"]] == ["a purple dog"]
+    assert "not judged: 'a purple dog'" in err
 
 
 def test_sheet(capsys, weights, tmp_path):

@@ -1,113 +1,80 @@
-"""The table: what is counted, how sure it is, how it reads, and which clips it is measured on."""
+"""What rows are made of: the same prompts and noise everywhere, stand-ins and references."""
 
-import json
-import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.mini.nano import NANO
-from turbodiffusion.errors import UsageError
-from turbodiffusion.mini import evaluate, world
-from turbodiffusion.mini.metrics import interval
-from turbodiffusion.mini.recipe import recipe
-from turbodiffusion.mini.table import ATTRIBUTES, Row, record, table
-from turbodiffusion.mini.vocabulary import build_tokenizer
+from tests.mini.nano import NANO, nano
+from turbodiffusion.errors import UsageError, WeightsError
+from turbodiffusion.mini import evaluate, export, prompts, rows, world
+from turbodiffusion.mini.networks import Networks, requests_of, sample_latents, student_card
+from turbodiffusion.mini.observe import Judges
+from turbodiffusion.mini.quality import Options, measure_quality
 from turbodiffusion.models.dit import WanDiT
-from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
+from turbodiffusion.models.text_encoder import TextEncoder
 from turbodiffusion.models.vae import WanVAE
-from turbodiffusion.pipeline.pipeline import Pipeline
+from turbodiffusion.weights.merge import Merged
+from turbodiffusion.weights.quantize import Quantized
+from turbodiffusion.weights.stream import open_network, save
 
-MICRO = recipe("micro")
-RIGHT = {"background": True, "colour": True, "shape": True, "motion": True, "joint": True}
+SIZE = nano()
+SLA = replace(NANO.attention, kind="sla", topk=0.5)
+
+
+def write_dit(folder, part, attention, seed):
+    generator = torch.Generator().manual_seed(seed)
+    dit = WanDiT(NANO.dit, attention)
+    dit.init_weights(generator)
+    with torch.no_grad():
+        dit.head.head.weight.normal_(std=0.1, generator=generator)  # zero at the start
+    metadata = {"card": SIZE.card_name, "role": "dit"}
+    export._write(dit, export.file(SIZE, folder, part), metadata)
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    """A pipeline of the smallest networks, with random weights."""
-    torch.manual_seed(4)
-    vae, dit, text = WanVAE(NANO.vae), WanDiT(NANO.dit), TextEncoder(NANO.text)
-    for module in (vae, dit, text):
-        module.init_weights()
-    torch.nn.init.normal_(dit.head.head.weight, std=0.1)  # zero at the start
-    path = build_tokenizer(list(world.WORDS), tmp_path_factory.mktemp("words") / "t.json")
-    tokenizer = Tokenizer.from_file(path, NANO.text.text_len)
-    return Pipeline(NANO, {"": dit}, vae, text, tokenizer, device=torch.device("cpu"))
+def folder(tmp_path_factory):
+    """Every file of the smallest model, students included, of random weights."""
+    place = tmp_path_factory.mktemp("nano")
+    vae, text = WanVAE(NANO.vae), TextEncoder(NANO.text)
+    for module in (vae, text):
+        module.init_weights(torch.Generator().manual_seed(3))
+    report = {"latent_mean": [0.0] * 8, "latent_std": [1.0] * 8}
+    export.save_vae(SIZE, vae, report, place)
+    export.write_tokenizer(SIZE, place)
+    metadata = {"card": SIZE.card_name, "role": "text_encoder"}
+    export._write(text, export.file(SIZE, place, "text"), metadata)
+    write_dit(place, "t2v_teacher", NANO.attention, 1)
+    write_dit(place, "t2v_rcm", NANO.attention, 2)
+    write_dit(place, "t2v_sla", SLA, 3)
+    at = {name: export.file(SIZE, place, f"t2v_{name}") for name in
+          ("teacher", "rcm", "sla", "turbo", "turbo_int8")}  # fmt: skip
+    one = {name: open_network(at[name]) for name in ("rcm", "sla", "teacher")}
+    save(Merged(one["rcm"], one["sla"], one["teacher"]), at["turbo"])
+    save(Quantized(open_network(at["turbo"])), at["turbo_int8"])
+    return place
 
 
-@pytest.fixture
-def rendered():
-    """As much of a pipeline as rendered clips of size ``micro`` need."""
-    return SimpleNamespace(card=MICRO.card, device=torch.device("cpu"), reconstruct=None)
+@pytest.fixture(scope="module")
+def networks(folder):
+    return Networks(SIZE, folder, "cpu", topk=0.5)
 
 
-def test_a_row_counts_what_was_asked():
-    row = Row("teacher", "seen", 1)
-    row.add(RIGHT)
-    row.add({**RIGHT, "shape": False, "joint": False})
-    row.add({**RIGHT, "shape": None})
-    row.seconds, row.calls = 6.0, 100
-    values = row.as_json()
-    assert values["videos"] == 3 and values["seconds_per_video"] == 2.0
-    assert values["network_calls"] == 100
-    assert values["colour"] == {
-        "accuracy": 1.0, "interval95": [round(v, 4) for v in interval(3, 3)], "samples": 3,
-    }  # fmt: skip
-    assert values["shape"]["accuracy"] == 0.5 and values["shape"]["samples"] == 2
-    assert values["joint"]["accuracy"] == pytest.approx(2 / 3, abs=1e-4)
-    assert "psnr_db" not in values
-    assert json.loads(json.dumps(values)) == values
-
-
-def test_an_empty_row_has_no_shares():
-    values = Row("teacher", "seen", 1).as_json()
-    assert values["videos"] == 0 and not set(RIGHT) & set(values)
-
-
-def test_intervals():
-    """Against values of the formula as Wilson's paper gives it, computed apart."""
-    low, high = interval(461, 512)
-    assert (low, high) == (pytest.approx(0.8714, abs=1e-4), pytest.approx(0.9234, abs=1e-4))
-    assert interval(0, 0) == (0.0, 1.0)
-    assert interval(0, 10)[0] == 0.0 and interval(10, 10)[1] == pytest.approx(1.0)
-    assert interval(0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
-    assert interval(3, 10) == pytest.approx(tuple(1 - v for v in reversed(interval(7, 10))))
-    with pytest.raises(ValueError):
-        interval(4, 3)
-
-
-def test_psnr_is_that_of_the_mean_error():
-    row = Row("VAE reconstruction", "seen", 1)
-    row.videos, row.square = 2, [1e-3, 3e-3]
-    assert row.as_json()["psnr_db"] == round(-10 * math.log10(2e-3), 2)
-
-
-def test_table_text():
-    done = Row("VAE reconstruction", "held_out", 2)
-    done.add({**RIGHT, "shape": False, "joint": False})
-    done.square, done.seconds = [1e-3], 0.5
-    other = Row("teacher", "seen", 1)
-    other.add({**RIGHT, "shape": None})
-    other.calls = 100
-    lines = table([done.as_json(), other.as_json()]).splitlines()
-    assert lines[0].split() == [
-        "row", "combinations", "objects", "videos", *ATTRIBUTES, "PSNR", "dB", "calls",
-        "s/video",
-    ]  # fmt: skip
-    assert lines[1].startswith("VAE reconstruction  held-out      2        1")
-    assert "100.0 (21–100)" in lines[1] and "0.0 (0–79)" in lines[1]
-    assert lines[1].split()[-3:] == ["30.0", "–", "0.50"]
-    assert lines[2].split()[-3:] == ["–", "100", "–"]
-    shape = lines[0].index("shape")
-    assert lines[2][shape] == "–", "an attribute nobody asked for is a dash, in its column"
+@pytest.fixture(scope="module")
+def result(folder):
+    """Every row on one prompt of each kind, and one prompt from several noises."""
+    options = Options(
+        folder=folder, device="cpu", rows=["all"], samples=2, objects=(1, 2), batch=2, real=8,
+        repeated=1, workers=1, topk=0.5, steps=2,
+    )  # fmt: skip
+    return measure_quality(SIZE, options, lambda text: None)
 
 
 @pytest.mark.parametrize("objects", [1, 2])
 def test_held_out_scenes_are_held_out(objects):
     """In training no object of a scene is; here every one is. Seen is the rest."""
     for split, wanted in (("held_out", True), ("seen", False)):
-        scenes = evaluate.scenes_of(split, objects, 200)
+        scenes = prompts.scenes_of(split, objects, 200)
         assert set(scenes.count.tolist()) == {objects}
         for i in range(200):
             for k in range(objects):
@@ -115,96 +82,175 @@ def test_held_out_scenes_are_held_out(objects):
                 assert world.is_held_out(*triple) is wanted
 
 
-def test_every_row_is_measured_on_the_same_named_scenes():
-    texts = {}
-    for split in evaluate.SPLITS:
-        for objects in (1, 2):
-            scenes = evaluate.scenes_of(split, objects, 40)
-            texts[split, objects] = evaluate.prompts_of(scenes)
-            assert texts[split, objects] == evaluate.prompts_of(
-                evaluate.scenes_of(split, objects, 40)
-            )
-            for i, text in enumerate(texts[split, objects]):
-                assert world.parse(text) == world.expected(scenes, i)
-    assert len({tuple(v) for v in texts.values()}) == 4
-
-
-def test_truth_is_read_as_truth(rendered):
-    row = evaluate.measure(rendered, "truth", "held_out", 1, 8, 5)
-    values = row.as_json()
-    assert values["videos"] == 8 and values["joint"]["samples"] == 8
-    assert values["joint"]["accuracy"] >= 0.9 and values["background"]["accuracy"] == 1.0
-
-
-def test_reconstruction_row_measures_the_autoencoder(rendered):
-    noise = torch.Generator().manual_seed(2)
-
-    def noisy(video):
-        return video + 0.02 * torch.randn(video.shape, generator=noise)
-
-    rendered.reconstruct = noisy
-    values = evaluate.measure(rendered, "vae", "seen", 1, 5, 4).as_json()
-    # σ 0.02 in [−1, 1] is 0.01 in [0, 1]: 40 dB; clamping half of the black pixels raises it
-    assert 39.9 < values["psnr_db"] < 43
-    assert values["colour"]["accuracy"] == 1.0
-    rendered.reconstruct = lambda video: torch.where(video < 0, -9.0, 9.0)
-    harsh = evaluate.measure(rendered, "vae", "seen", 1, 5, 4).as_json()["psnr_db"]
-    assert harsh > 0, "what lies outside of [−1, 1] is shown clamped, and measured so"
-    rendered.reconstruct = lambda video: -torch.ones_like(video)
-    values = evaluate.measure(rendered, "vae", "seen", 1, 5, 4).as_json()
-    assert values["psnr_db"] < 20 and values["colour"]["accuracy"] == 0.0
-
-
-def test_videos_do_not_depend_on_their_batch(pipe):
-    prompts = evaluate.prompts_of(evaluate.scenes_of("seen", 1, 3))
-    together, calls = evaluate.sample(pipe, prompts, 7, steps=1)
-    assert together.shape == (3, 9, 32, 32, 3) and together.dtype == torch.uint8
-    assert calls == 2, "both branches of guidance count"
-    alone, calls = evaluate.sample(pipe, prompts[2:], 9, steps=1, guidance=1.0)
-    assert calls == 1
-    alone, _ = evaluate.sample(pipe, prompts[2:], 9, steps=1)
-    assert (together[2:].int() - alone.int()).abs().max() <= 1
-    other, _ = evaluate.sample(pipe, prompts[2:], 10, steps=1)
-    assert (alone.int() - other.int()).abs().max() > 1
-
-
-def test_an_unknown_row_is_refused(pipe):
-    with pytest.raises(UsageError, match="truth, vae, teacher"):
-        evaluate.measure(pipe, "student", "seen", 1, 1, 1)
-
-
-def result(rows, weights="w1", machine="m1"):
-    return {
-        "model": "micro",
-        "weights": {"vae": {"hash": weights}},
-        "machine": machine,
-        "rows": rows,
-    }
-
-
-def row(name, split="seen", accuracy=0.5):
-    return {"row": name, "split": split, "objects": 1, "network_calls": 0, "colour": accuracy}
-
-
-def test_recorded_rows_add_up_and_follow_their_weights(tmp_path):
-    (tmp_path / "micro_report.json").write_text('{"vae": {"steps": 4}}')
-
-    def store(*given, **kind):
-        path = record(MICRO, tmp_path, result(list(given), **kind))
-        return json.loads(path.read_text())
-
-    first = store(row("truth"), row("teacher"))
-    assert first["vae"] == {"steps": 4}
-    assert first["quality"]["rows"] == [{**row(n), "machine": "m1"} for n in ("truth", "teacher")]
-    second = store(row("teacher", accuracy=0.9), row("teacher", "held_out"), machine="m2")
-    assert [(r["row"], r["split"], r["colour"]) for r in second["quality"]["rows"]] == [
-        ("truth", "seen", 0.5), ("teacher", "seen", 0.9), ("teacher", "held_out", 0.5),
+def test_prompts_name_every_attribute_and_differ_by_kind():
+    batches = prompts.world_batches([1, 2], 40, 16)
+    assert [(b.split, b.objects, len(b)) for b in batches[:5]] == [
+        ("seen", 1, 16), ("held_out", 1, 16), ("seen", 2, 16), ("held_out", 2, 16), ("seen", 1, 16),
     ]  # fmt: skip
-    assert [r["machine"] for r in second["quality"]["rows"]] == ["m1", "m2", "m2"]
-    assert second["quality"]["weights"] == {"vae": {"hash": "w1"}}
-    whole = {"vae": {"hash": "w1"}, "dit": {"hash": "d"}}
-    path = record(MICRO, tmp_path, {**result([row("vae")]), "weights": whole})
-    stored = json.loads(path.read_text())["quality"]
-    assert len(stored["rows"]) == 4 and stored["weights"] == whole, "another part is no conflict"
-    third = store(row("vae"), weights="w2")
-    assert [r["row"] for r in third["quality"]["rows"]] == ["vae"], "old weights, old numbers"
+    assert [len(b) for b in batches[-4:]] == [8] * 4
+    for batch in batches:
+        assert [world.parse(text) for text in batch.prompts] == batch.expected
+    assert len({text for b in batches for text in b.prompts}) > 150
+    assert [seed for b in batches if b.split == "seen" and b.objects == 1 for seed in b.seeds] == [
+        prompts.SEED + i for i in range(40)
+    ]
+
+
+def test_repeated_prompts_differ_in_noise_only():
+    one, two = prompts.repeated_batches(3, 16)
+    assert len(one) == 16 and len(two) == 8 and one.repeats
+    assert len(set(one.prompts)) == 2 and one.prompts[:8] == [one.prompts[0]] * 8
+    assert len({*one.seeds, *two.seeds}) == 24
+
+
+def test_prompts_of_a_file():
+    texts = [
+        "A RED circle, moved right", "a dog on black", "yellow star", "on black",
+        "a red ring, a blue cross moving up and a green star",
+    ]  # fmt: skip
+    batches, left = prompts.given_batches(texts, 8)
+    assert [(b.split, b.objects) for b in batches] == [("seen", 1)]
+    assert batches[0].prompts == ["a red circle moving right", "a yellow star"]
+    assert batches[0].seeds == [prompts.SEED, prompts.SEED + 2], "by place in the file"
+    assert [text for text, _ in left] == [texts[1], texts[3], texts[4]]
+    assert "dog" in left[0][1] and "black" in left[1][1] and "3 objects" in left[2][1]
+    held_out = prompts.prompts_of(prompts.scenes_of("held_out", 1, 1))[0]
+    assert prompts.given_batches([held_out], 8)[0][0].split == "held_out"
+    with pytest.raises(UsageError, match="None of the 1"):
+        prompts.given_batches(["a dog"], 8)
+
+
+def test_rows_come_after_their_reference():
+    names = [row.name for row in rows.ROWS]
+    for place, row in enumerate(rows.ROWS):
+        assert row.reference in ("", *names[:place])
+        assert not row.part or row.part in rows.STAGES
+        assert row.few_step is (row.part in ("t2v_rcm", "t2v_turbo", "t2v_turbo_int8"))
+    for pair in rows.PAIRS:
+        assert {pair.later, pair.earlier} <= set(names)
+
+
+def test_rows_are_chosen_by_name_and_by_file(folder, tmp_path):
+    chosen = rows.choose(["rcm-4", "truth"], SIZE, folder)
+    assert [row.name for row in chosen] == ["truth", "rcm-4"], "the table's order"
+    assert rows.choose(["all"], SIZE, folder) == list(rows.ROWS)
+    assert [row.name for row in rows.choose(["available"], SIZE, tmp_path)] == ["truth", "vae"]
+    with pytest.raises(WeightsError) as missing:
+        rows.choose(["int8-4"], SIZE, tmp_path)
+    assert "mini train turbo --size nano" in str(missing.value)
+    assert "nano_t2v_turbo_int8.safetensors" in str(missing.value)
+    with pytest.raises(UsageError, match="'students'"):
+        rows.choose(["students"], SIZE, folder)
+
+
+def test_each_network_is_loaded_once(networks):
+    one = networks.pipeline(rows.BY_NAME["teacher"])
+    assert networks.pipeline(rows.BY_NAME["teacher-4-plain"]) is one
+    sparse = networks.pipeline(rows.BY_NAME["sla-untuned"])
+    assert sparse is not one and sparse.vae is one.vae
+    assert sparse.any_expert.attention.kind == "sla"
+    int8 = networks.pipeline(rows.BY_NAME["int8-4"])
+    assert int8.any_expert.quantized and int8.card.few_step
+    assert networks.pipeline(rows.BY_NAME["sagesla-4"]).any_expert.attention.kind == "sagesla"
+
+
+def test_untuned_rows_have_the_teachers_weights_and_no_linear_branch(networks):
+    teacher = networks.pipeline(rows.BY_NAME["teacher"]).any_expert.state_dict()
+    sparse = networks.pipeline(rows.BY_NAME["sla-untuned"]).any_expert.state_dict()
+    added = {name for name in sparse if name not in teacher}
+    assert added and all("proj_l" in name and not sparse[name].any() for name in added)
+    assert all(torch.equal(sparse[name], teacher[name]) for name in teacher)
+
+
+def test_students_videos_are_those_of_the_pipeline(networks):
+    """Sampled together here, one by one in ``generate``; the same noise, fresh noise included."""
+    row = rows.BY_NAME["rcm-4"]
+    pipe = networks.pipeline(row)
+    batch = prompts.world_batches([1], 3, 3)[0]
+    requests = requests_of(pipe, row, batch.prompts, batch.seeds)
+    assert [r.steps for r in requests] == [4] * 3 and not requests[0].baseline
+    context = pipe.encode_prompts(batch.prompts)
+    together = sample_latents(pipe, requests, context, None)
+    apart = pipe.denoise(requests, context)
+    assert torch.allclose(together, apart, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+    assert student_card(SIZE).few_step
+
+
+def test_samplers_of_the_rows(networks):
+    calls = {}
+    for name in ("teacher", "teacher-8", "teacher-4-plain", "sla-teacher", "rcm-2", "sagesla-4"):
+        row = rows.BY_NAME[name]
+        request = requests_of(networks.pipeline(row), row, ["a red ring"], [1])[0]
+        calls[name] = evaluate.network_calls(request)
+    assert calls == {
+        "teacher": 100, "teacher-8": 16, "teacher-4-plain": 4, "sla-teacher": 100, "rcm-2": 2,
+        "sagesla-4": 4,
+    }  # fmt: skip
+
+
+def test_every_row_is_measured_on_the_same_videos(result):
+    values, evaluation = result
+    assert [row["row"] for row in values["whole"]] == [row.shown for row in rows.ROWS]
+    kinds = {(r["split"], r["objects"]) for r in values["rows"]}
+    assert kinds == {(s, n) for s in ("seen", "held_out") for n in (1, 2)}
+    assert len(values["rows"]) == 4 * len(rows.ROWS)
+    assert {row["videos"] for row in values["rows"]} == {2}
+    truth = next(row for row in values["whole"] if row["row"] == "rendered truth")
+    assert truth["sharpness"] == pytest.approx(1, abs=0.1) and truth["overlap"] > 0.9
+    assert truth["flicker"] == pytest.approx(0, abs=0.01)
+    assert all("frechet" in row for row in values["whole"] if row["row"] != "VAE reconstruction")
+    assert values["settings"]["real_clips"] == 8 and values["settings"]["complete"]
+    assert set(values["outcomes"]["teacher"]) == {"seen-1", "seen-2", "held_out-1", "held_out-2"}
+    assert len(values["outcomes"]["teacher"]["seen-1"]) == 2
+    assert {"dit", "t2v_sla", "t2v_rcm", "t2v_turbo", "t2v_turbo_int8", "vae", "tokenizer",
+            "text_encoder"} == set(values["weights"])  # fmt: skip
+    assert len(evaluation.examples) == 2
+    assert all(set(clips) == set(rows.BY_NAME) for clips in evaluation.examples.values())
+
+
+def test_rows_stand_beside_their_reference(result):
+    whole = {row["row"]: row for row in result[0]["whole"]}
+    # As many steps as the teacher here, the same noise: only the attention differs.
+    assert whole["sla-untuned"]["reference"] == "teacher"
+    assert 0.9 < whole["int8-4"]["reference_cosine"] <= 1
+    assert whole["int8-4"]["reference_psnr_db"] > 25
+    assert len(whole["turbo-4"]["step_cosine"]) == 4 and len(whole["turbo-1"]["step_cosine"]) == 1
+    assert min(whole["int8-4"]["step_cosine"]) > 0.99
+    assert whole["turbo-4"]["step_cosine"][0] < whole["int8-4"]["step_cosine"][0]
+    assert "reference" not in whole["teacher"]
+
+
+def test_a_run_that_is_cut_short_keeps_rows_equal(networks):
+    chosen = rows.choose(["truth", "rcm-1"], SIZE, networks.folder)
+    evaluation = evaluate.Evaluation(networks, chosen, Judges(1))
+    assert evaluation.run(prompts.world_batches([1], 4, 2), deadline=0.0) == 1
+    assert {t.group("seen", 1).videos for t in evaluation.tallies.values()} == {2}
+
+
+def test_rendered_rows_need_the_worlds_prompts(folder):
+    options = Options(folder=folder, device="cpu", rows=["truth"], prompts=["a red ring"])
+    with pytest.raises(UsageError, match="truth"):
+        measure_quality(SIZE, options, lambda text: None)
+
+
+def test_workers_judge_what_one_process_does(folder):
+    """Observations of separate processes come back in the order of the prompts."""
+    found = []
+    for workers in (1, 2):
+        options = Options(folder=folder, device="cpu", rows=["truth", "vae"], samples=9,
+                          real=0, workers=workers)  # fmt: skip
+        found.append(measure_quality(SIZE, options, lambda text: None)[0])
+    assert found[0]["rows"][0]["joint"] == found[1]["rows"][0]["joint"]
+    assert found[0]["outcomes"] == found[1]["outcomes"]
+    assert found[0]["whole"][0] == found[1]["whole"][0]
+
+
+def test_a_pipeline_alone(networks):
+    pipe = networks.pipeline(rows.BY_NAME["teacher"])
+    tally = evaluate.measure(pipe, "seen", 1, 3, 2, steps=1)
+    assert tally.videos == 3 and tally.calls == 2
+    together, _ = evaluate.sample(pipe, ["a red ring"] * 3, 7, steps=1)
+    assert together.shape == (3, 9, 32, 32, 3) and together.dtype == torch.uint8
+    alone, _ = evaluate.sample(pipe, ["a red ring"], 9, steps=1)
+    assert (together[2:].int() - alone.int()).abs().max() <= 1

@@ -10,7 +10,7 @@ from turbodiffusion.errors import UsageError
 from turbodiffusion.mini import world
 from turbodiffusion.mini.attributes import BACKGROUNDS, MOTIONS, Expected, ExpectedObject
 from turbodiffusion.mini.judge import ObjectReading, Reading, judge, score
-from turbodiffusion.mini.metrics import interval
+from turbodiffusion.mini.metrics.shares import interval
 
 ATTRIBUTES = ("background", "colour", "shape", "motion", "count")
 

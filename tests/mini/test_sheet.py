@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from turbodiffusion.mini import evaluate, sheet, world
+from turbodiffusion.mini.prompts import SEED, prompts_of, scenes_of
 from turbodiffusion.mini.recipe import recipe
+from turbodiffusion.mini.tally import RowTally
 
 
 @pytest.fixture
@@ -16,8 +18,8 @@ def drawn(monkeypatch):
 
     def sample(pipe, prompts, seed, **settings):
         given.setdefault("batches", []).append((len(prompts), seed, settings))
-        scenes = evaluate.scenes_of("held_out", 1, 5)
-        first = seed - evaluate.SEED
+        scenes = scenes_of("held_out", 1, 5)
+        first = seed - SEED
         part = scenes[first : first + len(prompts)]
         part.colour = torch.zeros_like(part.colour)
         return (world.render(part, 17, 64) * 255).round().to(torch.uint8), 100
@@ -35,10 +37,10 @@ def drawn(monkeypatch):
 
 
 def test_prompts_are_held_out_and_in_order(drawn):
-    scenes = evaluate.scenes_of("held_out", 1, 5)
-    assert drawn.captions == evaluate.prompts_of(scenes)
+    scenes = scenes_of("held_out", 1, 5)
+    assert drawn.captions == prompts_of(scenes)
     assert drawn.batches == [
-        (n, evaluate.SEED + first, {"steps": 7}) for n, first in ((2, 0), (2, 2), (1, 4))
+        (n, SEED + first, {"steps": 7}) for n, first in ((2, 0), (2, 2), (1, 4))
     ]
     assert drawn.done == [2, 2, 1]
     assert "never seen" in drawn.title and "100 network calls" in drawn.title
@@ -46,7 +48,7 @@ def test_prompts_are_held_out_and_in_order(drawn):
 
 
 def test_marks_are_the_judges(drawn):
-    scenes = evaluate.scenes_of("held_out", 1, 5)
+    scenes = scenes_of("held_out", 1, 5)
     red = [int(scenes.colour[i, 0]) == 0 for i in range(5)]
     assert not all(red)
     for mark, is_red in zip(drawn.marks, red, strict=True):
@@ -54,3 +56,31 @@ def test_marks_are_the_judges(drawn):
         assert mark["colour"] is is_red
         assert mark["background"] is True
     assert drawn.right["background"] == 5 and drawn.right["colour"] == sum(red)
+
+
+def test_a_prompt_goes_through_all_rows(monkeypatch):
+    """Rows of one prompt stand together, each with its count and interval."""
+    given = {}
+
+    def contact_sheet(videos, captions, path, **more):
+        given.update(videos=videos, captions=captions, path=path, **more)
+        return path
+
+    monkeypatch.setattr(sheet, "contact_sheet", contact_sheet)
+    scenes = scenes_of("held_out", 1, 1)
+    prompt = prompts_of(scenes)[0]
+    truth = (world.render(scenes, 17, 64)[0] * 255).round().to(torch.uint8).numpy()
+    tallies = {"truth": RowTally("rendered truth"), "rcm-4": RowTally("rcm-4", calls=4)}
+    for name, right in (("truth", 4), ("rcm-4", 3)):
+        group = tallies[name].group("held_out", 1)
+        group.scores = [{"joint": i < right} for i in range(4)]
+    evaluation = SimpleNamespace(
+        examples={prompt: {"truth": truth, "rcm-4": truth * 0}}, tallies=tallies,
+        networks=SimpleNamespace(card=recipe("micro").card),
+    )  # fmt: skip
+    assert sheet.draw_rows(evaluation, "rows.png") == "rows.png"
+    assert (
+        prompt in given["captions"][0] and "rendered truth: 100.0 % right" in given["captions"][0]
+    )
+    assert given["captions"][1] == "rcm-4, 4 calls: 75.0 % right (30–95) of 4"
+    assert all(given["marks"][0].values()) and not any(given["marks"][1].values())

@@ -1,187 +1,263 @@
-"""What `turbodiffusion mini judge` prints: how often a video shows what its caption says.
+"""What `turbodiffusion mini judge` measures: how often a video shows what its caption says.
 
-Every row is measured on clips of known content, seen and held-out combinations apart: the judge on
-rendered truth (its own error), the autoencoder's reconstruction, and the teacher.
+Every row gets the same prompts and the same noise, batch by batch, and the results of each video
+are kept, so that rows are compared pair by pair. While a batch is judged on the processor's cores,
+the device makes the next one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from turbodiffusion.errors import UsageError
+from turbodiffusion.media.write import to_uint8
 from turbodiffusion.mini import world
-from turbodiffusion.mini.data import render_clips
-from turbodiffusion.mini.export import PACKAGED, find_part
-from turbodiffusion.mini.judge import judge, score
-from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.table import Row
-from turbodiffusion.models.cards import ModelCard
-from turbodiffusion.models.vae import WanVAE
-from turbodiffusion.pipeline.identity import WeightIdentity
-from turbodiffusion.pipeline.load import load, pick_device
+from turbodiffusion.mini.data import chunk_of, render_clips
+from turbodiffusion.mini.metrics.diversity import SEEDS, Point, diversity
+from turbodiffusion.mini.metrics.latents import LatentSet
+from turbodiffusion.mini.networks import Networks, network_calls, requests_of, sample_latents
+from turbodiffusion.mini.observe import Judges, Observation
+from turbodiffusion.mini.prompts import REAL_SEED, Batch, world_batches
+from turbodiffusion.mini.rows import BY_NAME, Row
+from turbodiffusion.mini.tally import RowTally, Tally
 from turbodiffusion.pipeline.pipeline import Pipeline
-from turbodiffusion.pipeline.request import Request, resolve
-from turbodiffusion.weights.load import load_vae
+from turbodiffusion.sampling.loop import Velocity
 
-SPLITS: tuple[world.Split, ...] = ("seen", "held_out")
-SEED = 90_000_000
-"""Evaluation scenes are numbered from here, far from every training seed."""
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Autoencoder:
-    """As much of a pipeline as rows without sampling need, so that a VAE can be judged alone."""
+@dataclass
+class Made:
+    """What a row made of one batch, on the device: latents, and uint8 clips (B, F, H, W, 3)."""
 
-    card: ModelCard
-    vae: WanVAE
-    device: torch.device
-    identity: WeightIdentity
-
-    @torch.inference_mode()
-    def reconstruct(self, video_BCFHW: Tensor) -> Tensor:
-        """Through the autoencoder and back, float32 in the range it produces."""
-        video = video_BCFHW.to(self.device, self.vae.dtype)
-        return self.vae.decode(self.vae.encode(video)).float()
+    latents: Tensor
+    clips: Tensor
 
 
-Subject = Pipeline | Autoencoder
+@dataclass
+class Evaluation:
+    """Runs rows over batches and gathers what is measured.
+
+    Attributes:
+        steps, guidance: of the rows with the card's own sampler, the teacher at full length.
+    """
+
+    networks: Networks
+    rows: Sequence[Row]
+    judges: Judges
+    steps: int | None = None
+    guidance: float | None = None
+    progress: Progress = lambda text: None
+    tallies: dict[str, RowTally] = field(default_factory=dict)
+    starts: dict[str, list[tuple[str, list[Point]]]] = field(default_factory=dict)
+    examples: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Prompt → row → clip (F, H, W, 3): the first of each kind that is held out or given, to draw."""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            has = row.reference if row.reference in {one.name for one in self.rows} else ""
+            self.tallies[row.name] = RowTally(row.shown, BY_NAME[has].shown if has else "")
+
+    def run(self, batches: Sequence[Batch], deadline: float | None = None) -> int:
+        """Every row on every batch; returns how many batches were done before ``deadline``, in
+        seconds of ``time.monotonic()``."""
+        for number, batch in enumerate(batches):
+            if deadline is not None and number and time.monotonic() > deadline:
+                self.progress(f"stopped after {number} of {len(batches)} batches")
+                break
+            start = time.monotonic()
+            self._batch(batch, first=number == 0)
+            self.progress(
+                f"batch {number + 1}/{len(batches)}, {len(batch)} prompts, every row: "
+                f"{time.monotonic() - start:.1f} s"
+            )
+        else:
+            number = len(batches)
+        self.judges.finish()
+        for name, starts in self.starts.items():
+            self.tallies[name].diversity = diversity(starts)
+        return number
+
+    def _batch(self, batch: Batch, first: bool) -> None:
+        """Make and hand over one batch with every row; its clips are kept while others refer to
+        them."""
+        networks, done = self.networks, dict[str, Made]()
+        sampled = [row for row in self.rows if row.part]
+        context = negative = None
+        if sampled:
+            pipe = networks.pipeline(sampled[0])
+            context, negative = pipe.encode_prompts(batch.prompts), pipe.encode_prompts([""])
+        for row in self.rows:
+            if not row.part and (batch.scenes is None or batch.repeats):
+                continue
+            tally = self.tallies[row.name]
+            if row.part:
+                assert context is not None
+                made = self._sample(row, tally, batch, context, negative)
+            else:
+                made = self._render(row, tally, batch, done)
+            done[row.name] = made
+            self._hand_over(row, tally, batch, made, done.get(row.reference))
+            if first and row.part and row.few_step and row.reference in done:
+                tally.step_cosines += self._step_cosines(row, batch, context)
+
+    def _sample(
+        self, row: Row, tally: RowTally, batch: Batch, context: Tensor, negative: Tensor | None
+    ) -> Made:
+        pipe = self.networks.pipeline(row)
+        requests = requests_of(pipe, row, batch.prompts, batch.seeds, self.steps, self.guidance)
+        tally.calls = network_calls(requests[0])
+        start = self._clock()
+        latents = sample_latents(pipe, requests, context, negative)
+        middle = self._clock()
+        clips = to_uint8(self.networks.decode(latents))
+        end = self._clock()
+        tally.denoising.append((middle - start) / len(batch))
+        tally.decoding.append((end - middle) / len(batch))
+        if not batch.repeats:
+            tally.group(batch.split, batch.objects).seconds.append((end - start) / len(batch))
+        return Made(latents, clips)
+
+    def _render(self, row: Row, tally: RowTally, batch: Batch, done: dict[str, Made]) -> Made:
+        """The rows without a sampler: rendered clips, and those through the autoencoder."""
+        assert batch.scenes is not None
+        networks, card = self.networks, self.networks.card
+        video = render_clips(batch.scenes, card.frames, card.height, networks.device)
+        if row.name == "truth":
+            return Made(networks.encode(video), to_uint8(video))
+        start = self._clock()
+        latents = networks.encode(video)
+        middle = self._clock()
+        out = networks.decode(latents)
+        end = self._clock()
+        tally.decoding.append((end - middle) / len(batch))
+        group = tally.group(batch.split, batch.objects)
+        group.seconds.append((end - start) / len(batch))
+        group.square += ((out - video).square().mean((1, 2, 3, 4)) / 4).tolist()
+        return Made(latents, to_uint8(out))
+
+    def _hand_over(
+        self, row: Row, tally: RowTally, batch: Batch, made: Made, reference: Made | None
+    ) -> None:
+        if batch.repeats:
+            prompts = self.starts.setdefault(row.name, [])
+            self.judges.submit(made.clips, batch.expected, _Starts(prompts, batch))
+            return
+        group = tally.group(batch.split, batch.objects)
+        group.calls = tally.calls
+        if row.name != "vae":  # its latents are those of the truth
+            tally.latents.add(made.latents)
+        if reference is not None and row.part:
+            error = (made.clips.float() - reference.clips.float()).div_(255).square_()
+            group.square += error.mean((1, 2, 3, 4)).tolist()
+            tally.cosines += _cosine(made.latents, reference.latents).tolist()
+        self.judges.submit(made.clips, batch.expected, group.add)
+        if group.first and (batch.split == "held_out" or batch.scenes is None):
+            shown = self.examples.setdefault(batch.prompts[0], {})
+            shown[row.name] = made.clips[0].cpu().numpy()
+        group.first = False
+
+    def _step_cosines(self, row: Row, batch: Batch, context: Tensor | None) -> list[list[float]]:
+        """Video → cosine, at each step, of this network's answer and its reference's, both given
+        what the reference sees on its own way."""
+        assert context is not None
+        pipe, other = self.networks.pipeline(row), self.networks.pipeline(BY_NAME[row.reference])
+        text, steps = pipe.any_expert.text_kv(context), list[Tensor]()
+
+        def watch(velocity: Velocity) -> Velocity:
+            def both(x: Tensor, t: Tensor, expert: str) -> Tensor:
+                wanted = velocity(x, t, expert)
+                got = pipe.any_expert(x, t, None, None, text_kv=text)
+                steps.append(_cosine(got, wanted))
+                return wanted
+
+            return both
+
+        requests = requests_of(other, BY_NAME[row.reference], batch.prompts, batch.seeds)
+        sample_latents(other, requests, context, None, watch)
+        return torch.stack(steps, dim=1).tolist()
+
+    def _clock(self) -> float:
+        if self.networks.device.type == "cuda":
+            torch.cuda.synchronize(self.networks.device)
+        return time.perf_counter()
 
 
-def scenes_of(split: world.Split, objects: int, n: int) -> world.Scenes:
-    """The evaluation scenes; the same for every model of every size."""
-    seed = SEED + {"seen": 0, "held_out": 1}[split] + 2 * objects
-    return world.sample_scenes(n, seed, split=split, two_objects=float(objects == 2))
+class _Starts:
+    """Takes the observations of one batch of repeated prompts: where each object starts."""
+
+    def __init__(self, prompts: list[tuple[str, list[Point]]], batch: Batch) -> None:
+        motions = [str(want.objects[0].motion) for want in batch.expected[::SEEDS]]
+        self.points: list[list[Point]] = [[] for _ in motions]
+        self.seen = 0
+        prompts.extend(zip(motions, self.points, strict=True))
+
+    def __call__(self, observation: Observation) -> None:
+        if observation.things:
+            self.points[self.seen // SEEDS].append(observation.things[0].start)
+        self.seen += 1
 
 
-def prompts_of(scenes: world.Scenes) -> list[str]:
-    """The plainest caption of every scene; it names every attribute."""
-    return [world.caption(scenes, i, 0) for i in range(len(scenes))]
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    """(B,) cosines of two batches."""
+    return torch.cosine_similarity(first.flatten(1).double(), second.flatten(1).double(), dim=1)
 
 
-def truth_row(pipe: Subject, split: world.Split, objects: int, n: int, batch: int) -> Row:
-    """The judge's own accuracy on rendered clips."""
-    row = Row("rendered truth", split, objects)
-    for scenes, video in _rendered(pipe, split, objects, n, batch):
-        _judge_all(row, scenes, video)
-    return row
-
-
-def reconstruction_row(pipe: Subject, split: world.Split, objects: int, n: int, batch: int) -> Row:
-    """Clips through the autoencoder and back; PSNR over all pixels in [0, 1]."""
-    row = Row("VAE reconstruction", split, objects)
-    for scenes, video in _rendered(pipe, split, objects, n, batch):
-        start = time.perf_counter()
-        out = pipe.reconstruct(video).clamp(-1, 1)  # as it is shown
-        row.seconds += time.perf_counter() - start
-        row.square += ((out - video).square().mean((1, 2, 3, 4)) / 4).tolist()
-        _judge_all(row, scenes, out)
-    return row
-
-
-def sample_row(
-    pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int, name: str = "teacher",
-    on_batch: Callable[[int], None] | None = None, **settings: Any,
-) -> Row:  # fmt: skip
-    """Videos made from captions with the pipeline's sampler; ``settings`` go to the request."""
-    scenes = scenes_of(split, objects, n)
-    prompts = prompts_of(scenes)
-    row = Row(name, split, objects)
-    for first in range(0, n, batch):
-        part = scenes[first : first + batch]
-        start = time.perf_counter()
-        video, row.calls = sample(pipe, prompts[first : first + batch], SEED + first, **settings)
-        row.seconds += time.perf_counter() - start
-        _judge_all(row, part, video)
-        if on_batch:
-            on_batch(len(part))
-    return row
+def real_clips(networks: Networks, n: int, batches: Sequence[Batch]) -> LatentSet | None:
+    """Latents of ``n`` rendered clips of the kinds in ``batches``, other ones than theirs."""
+    kinds = sorted({(batch.split, batch.objects) for batch in batches if batch.scenes is not None})
+    found, card = LatentSet(), networks.card
+    each = n // len(kinds) if kinds else 0
+    for number, (split, objects) in enumerate(kinds):
+        scenes = world.sample_scenes(
+            each, REAL_SEED + number, split="held_out" if split == "held_out" else "seen",
+            two_objects=float(objects == 2),
+        )  # fmt: skip
+        step = 4 * chunk_of(card.frames, card.height)
+        for first in range(0, each, step):
+            part = scenes[first : first + step]
+            clips = render_clips(part, card.frames, card.height, networks.device)
+            found.add(networks.encode(clips))
+    return found if len(found) > 1 else None
 
 
 def sample(pipe: Pipeline, prompts: list[str], seed: int, **settings: Any) -> tuple[Tensor, int]:
-    """Videos of the prompts, uint8 (B, F, H, W, 3), and the network calls that each one took.
+    """Videos of the prompts by a pipeline's own sampler, uint8 (B, F, H, W, 3), and the network
+    calls that each one took.
 
-    Prompt ``i`` starts from the noise of ``seed + i``; ``settings`` go to the request.
+    Prompt ``i`` starts from the noise of ``seed + i``; ``settings`` are steps and guidance.
     """
-    requests = [
-        resolve(Request(prompt, seed=seed + i, **settings), pipe.card)
-        for i, prompt in enumerate(prompts)
-    ]
-    context = pipe.encode_prompts(prompts)
-    negative = pipe.encode_prompts([""]) if requests[0].baseline else None
-    latents = pipe.denoise(requests, context, negative)
-    return torch.cat(list(pipe.decode(latents)), 1), _calls(requests[0])
-
-
-def _calls(request: Request) -> int:
-    assert request.steps is not None
-    return request.steps * (2 if request.baseline and request.guidance != 1.0 else 1)
-
-
-def _rendered(
-    pipe: Subject, split: world.Split, objects: int, n: int, batch: int
-) -> Iterable[tuple[world.Scenes, Tensor]]:
-    card = pipe.card
-    scenes = scenes_of(split, objects, n)
-    for first in range(0, n, batch):
-        part = scenes[first : first + batch]
-        yield part, render_clips(part, card.frames, card.height, pipe.device)
-
-
-def _judge_all(row: Row, scenes: world.Scenes, video: Tensor) -> None:
-    """Judge a batch: (B, 3, F, H, W) in [−1, 1] or uint8 (B, F, H, W, 3)."""
-    if video.dtype != torch.uint8:
-        video = ((video.float().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 4, 1)
-    for i, clip in enumerate(video.cpu()):
-        row.add(score(judge(clip), world.expected(scenes, i)))
-
-
-ROWS = ("truth", "vae", "teacher")
+    seeds = [seed + i for i in range(len(prompts))]
+    requests = requests_of(pipe, None, prompts, seeds, **settings)
+    negative = pipe.encode_prompts([""]) if requests[0].guided else None
+    latents = sample_latents(pipe, requests, pipe.encode_prompts(prompts), negative)
+    return torch.cat(list(pipe.decode(latents)), 1), network_calls(requests[0])
 
 
 def measure(
-    pipe: Subject, name: str, split: world.Split, objects: int, n: int, batch: int, **settings: Any
-) -> Row:
-    """One row by its short name, one of ``ROWS``."""
-    if name == "truth":
-        return truth_row(pipe, split, objects, n, batch)
-    if name == "vae":
-        return reconstruction_row(pipe, split, objects, n, batch)
-    if name == "teacher" and isinstance(pipe, Pipeline):
-        return sample_row(pipe, split, objects, n, batch, **settings)
-    raise UsageError(
-        "mini-row",
-        f"There is no row {name!r} of {pipe.card.name} with the weights that are loaded.",
-        f"Rows are {', '.join(ROWS)}; the last needs the whole model.",
-    )
+    pipe: Pipeline, split: world.Split, objects: int, n: int, batch: int, **settings: Any
+) -> Tally:
+    """One pipeline's own sampler, judged in this process on ``n`` of the world's prompts."""
+    tally, judges = Tally(pipe.card.name, split, objects), Judges(1)
+    for part in world_batches([objects], n, batch, [split]):
+        clips, tally.calls = sample(pipe, part.prompts, part.seeds[0], **settings)
+        judges.submit(clips, part.expected, tally.add)
+    return tally
 
 
-def open_pipeline(size: SizeRecipe, folder: Path | None, device: str | None) -> Pipeline:
-    """The embedded model from ``folder``, or the packaged one.
-
-    Built from its parts rather than by name, so that weights of an unfinished training run in any
-    folder can be judged.
-    """
-    place = folder or PACKAGED
-    return load(
-        find_part(size, place, "t2v_teacher"),
-        vae=find_part(size, place, "vae"),
-        text_encoder=find_part(size, place, "text"),
-        tokenizer=find_part(size, place, "tokenizer"),
-        device=device,
-    )
-
-
-def open_autoencoder(size: SizeRecipe, folder: Path | None, device: str | None) -> Autoencoder:
-    """The autoencoder alone, from ``folder`` or packaged, for the rows that sample nothing."""
-    path, target = find_part(size, folder or PACKAGED, "vae"), pick_device(device)
-    # The precisions of the whole pipeline, see pipeline.load.
-    dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
-    vae = load_vae(path, size.card.vae, device=target, dtype=dtype)
-    return Autoencoder(size.card, vae, target, WeightIdentity({"vae": path}))
+def require_prompts_of_the_world(rows: Sequence[Row]) -> None:
+    """Refuse rows that render what the world would show, for prompts from a file."""
+    wrong = [row.name for row in rows if not row.part]
+    if wrong:
+        raise UsageError(
+            "mini-row",
+            f"The rows {', '.join(wrong)} show rendered clips, which prompts of a file lack.",
+            "Leave these rows out, or leave --prompts out.",
+        )

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from turbodiffusion.errors import UsageError
 from turbodiffusion.mini.attributes import Expected, ExpectedObject
-from turbodiffusion.mini.measure import read_motion, read_shape, track
-from turbodiffusion.mini.segment import find_background, find_objects
+from turbodiffusion.mini.measure import Track, read_motion, read_shape, track
+from turbodiffusion.mini.segment import Layer, find_background, find_objects
 
 ENOUGH_FRAMES = 16  # longer clips are read at the coarsest step that keeps more frames than this
 OBJECT_ATTRIBUTES = ("colour", "shape", "motion")
@@ -45,12 +45,41 @@ class Reading:
     objects: tuple[ObjectReading, ...]
 
 
+@dataclass
+class Inspection:
+    """A reading with what it was read from, for measures that look closer.
+
+    Attributes:
+        video: (3, F, H, W) float32 in [0, 1], the frames that were looked at.
+        background: (3, H, W), the picture under the objects.
+        layers, paths, fits: of the objects in the order of the reading: covered pixels, track, and
+            the overlap with the best template in a few frames.
+    """
+
+    reading: Reading
+    video: Tensor
+    background: Tensor
+    layers: list[Layer]
+    paths: list[Track]
+    fits: list[Tensor]
+
+
 def judge(video: Tensor | np.ndarray) -> Reading:
     """Read background, colours, shapes and motions from a clip.
 
     Args:
         video: (F, H, W, 3), uint8 in 0…255 or floating point in 0…1, on any device.
     """
+    return inspect_clip(video).reading
+
+
+def some_frames(video: Tensor) -> Tensor:
+    """The frames of (…, F, H, W, 3) that are looked at; a long clip is read at a coarser step."""
+    return video[..., :: max(1, (video.shape[-4] - 1) // ENOUGH_FRAMES), :, :, :]
+
+
+def inspect_clip(video: Tensor | np.ndarray) -> Inspection:
+    """:func:`judge`, keeping what was found on the way."""
     clip = torch.as_tensor(video)
     if clip.ndim != 4 or clip.shape[-1] != 3 or min(clip.shape) < 1:
         raise UsageError(
@@ -59,16 +88,16 @@ def judge(video: Tensor | np.ndarray) -> Reading:
             "Give one clip with its colours last.",
         )
     scale = 1 if clip.is_floating_point() else 255
-    clip = clip[:: max(1, (len(clip) - 1) // ENOUGH_FRAMES)].cpu()
-    planar = clip.permute(3, 0, 1, 2).float().contiguous() / scale
+    planar = some_frames(clip).cpu().permute(3, 0, 1, 2).float().contiguous() / scale
     name, background = find_background(planar)
     layers = find_objects(planar, background)
-    objects = []
-    for layer in layers:
-        path = track(layer)
-        shape, overlap = read_shape(layer, path, [other for other in layers if other is not layer])
-        objects.append(ObjectReading(layer.colour, shape, read_motion(path), overlap))
-    return Reading(name, tuple(objects))
+    paths = [track(layer) for layer in layers]
+    objects, fits = [], []
+    for layer, path in zip(layers, paths, strict=True):
+        shape, fit = read_shape(layer, path, [other for other in layers if other is not layer])
+        objects.append(ObjectReading(layer.colour, shape, read_motion(path), float(fit.mean())))
+        fits.append(fit)
+    return Inspection(Reading(name, tuple(objects)), planar, background, layers, paths, fits)
 
 
 def score(reading: Reading, expected: Expected) -> dict[str, bool | None]:

@@ -71,18 +71,43 @@ def read_motion(path: Track) -> str:
     return "moving down" if dy > 0 else "moving up"
 
 
-def read_shape(layer: Layer, path: Track, others: list[Layer]) -> tuple[str, float]:
-    """The shape whose template overlaps best, and its mean overlap (soft intersection ÷ union).
+@dataclass
+class Crops:
+    """An object and its surroundings in a few frames; n frames, S the side in pixels.
 
-    Templates are the world's own shapes at the measured centre and area, in a few frames. Pixels
-    of other objects say nothing about this one and are left out.
+    Attributes:
+        at: (frame, row, column) indices of the pixels, for any (F, H, W) tensor of the clip.
+        known: (n, S, S) 1 where a pixel lies inside the frame and no other object covers it.
+        mask: (n, S, S) share of each pixel that the object covers, 0 where not known.
+        x, y: (n, 1, S) and (n, S, 1) pixel centres relative to the object's centre.
+        radius: (n,) of the disc with the object's area, in pixels.
+    """
+
+    at: tuple[Tensor, Tensor, Tensor]
+    known: Tensor
+    mask: Tensor
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+
+    def template(self, shape: int, scales: tuple[float, ...] = (1.0,)) -> Tensor:
+        """(scales, n, S, S): coverage of a shape with the object's centre and scaled area."""
+        sizes = torch.tensor(scales)[:, None, None, None] * self.radius[:, None, None]
+        area = math.sqrt(math.pi / AREAS[shape])
+        return coverage(shape, self.x, self.y, sizes * area) * self.known
+
+
+def crops(layer: Layer, path: Track, others: list[Layer], margin: int = 2) -> Crops:
+    """Cut an object out of a few frames, with ``margin`` pixels around its largest template.
+
+    Pixels of other objects say nothing about this one and are left out.
     """
     cover = layer.cover
     _, height, width = cover.shape
     pick = torch.linspace(0, len(path.frame) - 1, min(SHAPE_FRAMES, len(path.frame))).round().long()
     frame, radius = path.frame[pick], path.radius[pick] * height
     cx, cy = path.x[pick] * height, path.y[pick] * height
-    side = int(2 * math.ceil(float(radius.max()) * math.sqrt(math.pi / min(AREAS)) + 2))
+    side = int(2 * math.ceil(float(radius.max()) * math.sqrt(math.pi / min(AREAS)) + margin))
     left, top = (cx - side / 2).round().long(), (cy - side / 2).round().long()
     columns, rows = left[:, None] + torch.arange(side), top[:, None] + torch.arange(side)
     inside = ((columns >= 0) & (columns < width))[:, None, :] & ((rows >= 0) & (rows < height))[
@@ -96,14 +121,22 @@ def read_shape(layer: Layer, path: Track, others: list[Layer]) -> tuple[str, flo
     known = inside.float()
     for other in others:
         known = known * (other.cover[at] < 0.1)
-    mask = cover[at] * known
     x, y = (columns + 0.5 - cx[:, None])[:, None, :], (rows + 0.5 - cy[:, None])[:, :, None]
-    scores = []
-    sizes = torch.tensor(SCALES)[:, None, None, None] * radius[:, None, None]
-    for shape, area in enumerate(AREAS):
-        template = coverage(shape, x, y, sizes * math.sqrt(math.pi / area)) * known
-        both = torch.minimum(mask, template).sum(dim=(2, 3))
-        either = mask.sum(dim=(1, 2)) + template.sum(dim=(2, 3)) - both
-        scores.append((both / either.clamp(min=1e-6)).amax(dim=0).mean())
-    overlap, best = torch.stack(scores).max(dim=0)
-    return SHAPES[int(best)], float(overlap)
+    return Crops(at, known, cover[at] * known, x, y, radius)
+
+
+def read_shape(layer: Layer, path: Track, others: list[Layer]) -> tuple[str, Tensor]:
+    """The shape whose template overlaps best, and its overlap (soft intersection ÷ union).
+
+    Templates are the world's own shapes at the measured centre and area, in a few frames; the
+    overlap is given for each of these.
+    """
+    cut = crops(layer, path, others)
+    fits = []
+    for shape in range(len(AREAS)):
+        template = cut.template(shape, SCALES)
+        both = torch.minimum(cut.mask, template).sum(dim=(2, 3))
+        either = cut.mask.sum(dim=(1, 2)) + template.sum(dim=(2, 3)) - both
+        fits.append((both / either.clamp(min=1e-6)).amax(dim=0))
+    best = max(range(len(fits)), key=lambda shape: float(fits[shape].mean()))
+    return SHAPES[best], fits[best]

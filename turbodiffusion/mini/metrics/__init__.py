@@ -1,0 +1,1 @@
+"""What the judge's table measures besides right and wrong, one idea a file."""
