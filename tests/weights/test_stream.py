@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from turbodiffusion.cli.main import main
 from turbodiffusion.errors import CapacityError, UsageError, WeightsError
-from turbodiffusion.models.cards import MICRO_DIT
+from turbodiffusion.models.cards import CARDS, MICRO_DIT
 from turbodiffusion.ops.linear import naive
 from turbodiffusion.weights import stream, write
 from turbodiffusion.weights.distributed import open_distributed, save_distributed
-from turbodiffusion.weights.layouts import INFIX
+from turbodiffusion.weights.layouts import INFIX, rename
+from turbodiffusion.weights.load import load_dit
 from turbodiffusion.weights.merge import Merged
 from turbodiffusion.weights.quantize import QUANTIZED, Quantized
 from turbodiffusion.weights.spec import PROJ_L, dit_spec
@@ -171,6 +173,47 @@ def test_the_chain_in_one_command_equals_its_steps(family: dict[str, Path], tmp_
     assert equal(state(files["one"]), state(files["steps"]))
     average = {n: (v.float() * 1.001).to(v.dtype) for n, v in state(family["student"]).items()}
     assert equal(state(files["rcm"]), average)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed.*")
+def test_files_of_every_form_are_mixed(family: dict[str, Path], tmp_path: Path) -> None:
+    """A sharded folder, a run, a ``.pth`` in diffusers' names, and one of wrapped blocks."""
+    student, sla, teacher = (state(family[name]) for name in ("student", "sla", "teacher"))
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    halves = [{n: v for i, (n, v) in enumerate(student.items()) if i % 2 == k} for k in range(2)]
+    index = {}
+    for k, half in enumerate(halves):
+        name = f"model-{k}-of-2.safetensors"
+        save_file({f"model.{n}": v for n, v in half.items()}, folder / name)
+        index |= {f"model.{n}": name for n in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    names = rename(teacher, "dit", "diffusers")
+    torch.save({names[n]: v for n, v in teacher.items()}, tmp_path / "diffusers.pth")
+    wrapped = {n.replace("blocks.1.", "blocks.1." + INFIX): v for n, v in teacher.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "wrapped.pth")
+    run = tmp_path / "run"
+    save_distributed(open_network(family["sla"]), run / "checkpoints" / "iter_000000001" / "model")
+    (run / "checkpoints" / "latest_checkpoint.txt").write_text("iter_000000001")
+    expected = definition(student, sla, teacher, 1.0)
+    for minus in ("diffusers.pth", "wrapped.pth"):
+        out = tmp_path / f"out-{minus}"
+        words = ["merge", folder, out, "--plus", run, "--minus", tmp_path / minus]
+        assert main(list(map(str, words))) == 0
+        assert equal(state(out), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed.*")
+def test_export_needs_no_name_for_a_run_and_its_file_loads(
+    family: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rcm, sla = (_run(family, name, tmp_path / name) for name in ("student", "sla"))
+    words = ["export", rcm, "--sla", sla, "--base", family["teacher"], "--quantize"]
+    assert main(list(map(str, words))) == 0
+    loaded = load_dit(rcm / "export.safetensors", replace(CARDS["micro-teacher"], dit=DIT))
+    assert loaded.quantized and loaded.attention.kind == "sla"
+    assert main(["export", str(family["student"])]) == 2
+    assert "export-out" in capsys.readouterr().err
 
 
 def test_distributed_and_back(family: dict[str, Path], tmp_path: Path) -> None:

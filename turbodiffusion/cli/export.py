@@ -44,6 +44,11 @@ def run(args: argparse.Namespace) -> int:
             "--sla and --base belong together: the difference of the two is added.",
             "Give the checkpoint that the sparse-attention run started from as --base.",
         )
+    if args.out is None and not args.run_folder.is_dir():
+        raise UsageError(
+            "export-out", f"{args.run_folder} is no folder that the result could be put into.",
+            "Name the file to write: turbodiffusion export RUN OUT.safetensors",
+        )  # fmt: skip
     network: Tensors = Converted(open_network(args.run_folder))
     if args.sla:
         plus, minus = (Converted(open_network(path)) for path in (args.sla, args.base))

@@ -121,6 +121,8 @@ ENTRIES = (
     own("synthesis-setting", "A count of the synthesis is below 1.", "Use 1 or more."),
     own("synthesis-settings", "The folder holds shards of other settings.",
         "Give the settings they were made with, or another folder."),
+    own("export-out", "A file was given where a run's folder would tell where to write.",
+        "Name the file to write."),
     own("export-base", "Only one of --sla and --base was given.", "Give both, or neither."),
     own("tokenizer-missing", "The tokenizer is not here.", TOKENIZER, stage="model-load"),
     own("tokenizer-invalid", "The tokenizer's file is damaged.", TOKENIZER, stage="model-load"),
