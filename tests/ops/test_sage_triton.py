@@ -157,6 +157,28 @@ def test_rows_with_fewer_blocks_than_the_list_is_wide(triton_form, device):
 
 
 @DEVICES
+@pytest.mark.parametrize("length", [1, 63, 200, 256])
+def test_parts_of_a_block_are_rows_of_their_own(triton_form, device, length):
+    """With lists of different lengths, the last key block short or not, and one row of none."""
+    module = triton()
+    q, k, v = qkv(length, device=device)
+    keys = module.prepare_keys(k, v, 32, "fp16")
+    queries = module.prepare_queries(q, 64, keys)
+    rows, count = -(-length // 64), -(-length // 32)
+    blocks = torch.arange(count, device=device).expand(1, 1, rows, count)
+    counts = torch.arange(rows, device=device, dtype=torch.int32).view(1, 1, rows) % (count + 1)
+    for chosen in (None, counts):
+        outs = [
+            module.attend(
+                queries, keys, torch.empty_like(q), blocks=blocks, counts=chosen,
+                config=CoreConfig(4, 1, parts=parts),
+            )
+            for parts in (1, 2, 4)
+        ]  # fmt: skip
+        assert error(outs[1], outs[0]) < 1e-6 and error(outs[2], outs[0]) < 1e-6
+
+
+@DEVICES
 def test_inputs_of_other_strides(triton_form, device):
     """Heads before tokens, and slices of a wider tensor, as a joined projection gives them."""
     wide = randn(1, 129, 3, 2, 32).to(device)

@@ -17,15 +17,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def feature_tile(b_x, FEATURE: tl.constexpr):
-    """The feature map φ over the head width of a float32 tile [rows, D]."""
+    """The feature map φ over the head width of a float32 tile [rows, D].
+
+    Exponentials in base 2 and one division a row: ``exp`` and a division for each element, which
+    also take denormal numbers, are 12 instructions more.
+    """
     if FEATURE == "softmax":
-        b_x = tl.exp(b_x - tl.max(b_x, 1)[:, None])
-        b_x = b_x / tl.sum(b_x, 1)[:, None]
+        b_x = tl.exp2((b_x - tl.max(b_x, 1)[:, None]) * LOG2E)
+        b_x = b_x * (1.0 / tl.sum(b_x, 1))[:, None]
     elif FEATURE == "elu":
-        b_x = tl.where(b_x > 0, b_x + 1, tl.exp(tl.minimum(b_x, 0)))
+        b_x = tl.where(b_x > 0, b_x + 1, tl.exp2(tl.minimum(b_x, 0) * LOG2E))
     elif FEATURE == "relu":
         b_x = tl.maximum(b_x, 0)
     return b_x
@@ -180,8 +186,8 @@ def attend_kernel(
         if b_x.dtype != tl.float32:
             rest = state + tl.num_programs(1).to(tl.int64) * D * D
             b_o = tl.dot(b_phi, tl.load(rest + o_s), b_o, input_precision=PRECISION)
-        b_o = b_o / b_z[:, None] + tl.load(bias + o_d)[None, :]
+        b_o = b_o * (1.0 / b_z)[:, None] + tl.load(bias + o_d)[None, :]
     else:
-        b_o = b_o / b_l[:, None]
+        b_o = b_o * (1.0 / b_l)[:, None]
     p_o = o + i_b * o_b + i_n * o_n + o_q[:, None].to(tl.int64) * o_l + o_d[None, :]
     tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_q[:, None])

@@ -45,9 +45,9 @@ class CoreConfig:
         num_warps: warps that share the rows of a query block.
         num_stages: key blocks in flight, each in its own shared memory.
         registers: limit a thread, 0 for none. Fewer let more programs share a multiprocessor, so
-            that one's softmax runs beside another's products: 168 three of four warps, 128 two of
-            eight. Blocks of 64 × 64 fit into 168. Below 144 ptxas makes Hopper's matrix
-            instructions wait for each other (its note C7512).
+            that one's softmax runs beside another's products: 128 two of eight warps. Below 144
+            ptxas makes Hopper's matrix instructions wait for each other (its note C7512).
+        parts: pieces of the query block, which share the keys that are loaded.
         two_level: add each block's e4m3 product to the float32 sum in registers. Without it the
             tensor core adds, which on Hopper keeps fewer bits of the sum.
     """
@@ -56,6 +56,7 @@ class CoreConfig:
     num_stages: int = 2
     registers: int = 0
     two_level: bool = False
+    parts: int = 1
 
     @classmethod
     def pick(
@@ -63,20 +64,22 @@ class CoreConfig:
     ) -> CoreConfig:
         """Eight warps: with four, 128 rows need more registers than a thread has.
 
-        On an H100, 64 × 128: 5.6 ms with four warps (two programs a multiprocessor), 7.9 ms with
-        eight; three stages 5.6, two 5.8, four 7.2 ms.
+        On Hopper two programs must share a multiprocessor: 128 rows do with four warps in two
+        parts, 64 with four. On an H100 64 × 128 took 5.6 ms so (14B, 480p, all of SageSLA) and
+        7.9 ms with eight warps.
         """
-        few = capability == (9, 0) and block_q <= 64
-        return cls(4 if few else 8, 3 if capability in _LARGE_SHARED else 2)
+        if capability != (9, 0):
+            return cls(8, 3 if capability in _LARGE_SHARED else 2)
+        return cls(4, 3, parts=2) if block_q > 64 else cls(4, 2)
 
     @classmethod
     def candidates(cls, capability: tuple[int, int]) -> list[CoreConfig]:
-        """Launches worth timing. Those of four warps spill with 128 query rows."""
+        """Launches worth timing. Those of four warps spill with 128 query rows in one part."""
         if capability not in _LARGE_SHARED:
             return [cls(8, 2), cls(8, 1), cls(4, 2)]
         found = [cls(warps, stages) for warps in (8, 4) for stages in (2, 3, 4)]
         if capability == (9, 0):
-            found = [cls(4, stages, 168) for stages in (3, 4, 2)] + found
+            found = [cls(4, stages, parts=2) for stages in (3, 2, 4)] + found
             found += [cls(8, 3, 128), cls(8, 3, two_level=True)]
         return found
 
@@ -91,26 +94,33 @@ _LARGE_SHARED = ((8, 0), (9, 0), (10, 0))
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Launch of the passes that average, smooth and quantise.
+    """Launch of the passes that smooth and quantise.
 
     Args:
-        programs: of the pass over keys and values, how many an average multiprocessor gets; more
-            hide memory latency better and leave more partial states to add.
+        programs: how many an average multiprocessor gets. More hide memory latency better, load
+            the linear state more often and leave more partial states to add.
+        rows: of the pass over queries: how many have their linear branch computed at a time.
     """
 
     num_warps: int = 8
     num_stages: int = 2
     programs: int = 4
+    rows: int = 32
 
     @classmethod
     def keys(cls, block: int, state: bool) -> PrepareConfig:
         """The pass over keys and values, with or without the state of the linear branch."""
         return cls(num_warps=8 if state or block > 64 else 4)
 
+    @classmethod
+    def queries(cls, capability: tuple[int, int], block: int, linear: bool) -> PrepareConfig:
+        """The pass over queries, with or without the linear branch.
 
-def linear_rows(capability: tuple[int, int], block_q: int) -> int:
-    """Queries whose linear branch is computed at a time.
-
-    Few keep it in registers; the matrix instructions of 9.0 and 10.0 take no fewer than 64.
-    """
-    return min(block_q, 64 if capability in ((9, 0), (10, 0)) else 32)
+        With 32 rows at a time eight warps take 128 registers each on Hopper, and two programs
+        share a multiprocessor. The matrix instruction of 10.0 takes no fewer rows than 64.
+        """
+        if not linear:
+            return cls(programs=16)
+        if capability[0] == 10:
+            return cls(programs=8, rows=min(block, 64))
+        return cls(programs=8, rows=16 if capability[0] == 12 else min(block, 32))  # 32 spill there

@@ -10,11 +10,9 @@ from turbodiffusion.ops.sage.config import (
     PrepareConfig,
     default_product,
     integer_dtype,
-    linear_rows,
 )
 from turbodiffusion.ops.sage.core import core_kernel
-from turbodiffusion.ops.sage.prepare import pool_kernel, quantise_kernel, query_kernel
-from turbodiffusion.ops.sage.triton import STATE_BLOCK
+from turbodiffusion.ops.sage.prepare import quantise_kernel, query_kernel
 
 GEOMETRIES = ((128, 64, 128), (64, 128, 128), (128, 64, 64))
 """(query block, key block, head width): the released ones and a narrower head."""
@@ -38,7 +36,6 @@ def specimens(capability: int) -> list[Specimen]:
     for feature in ("softmax", "elu", "relu", "none"):
         listed += [query(capability, 128, 128, feature)]
     listed += [query(capability, 64, 128, "softmax"), query(capability, 128, 64, "softmax")]
-    listed += [pooled(kind) for kind in ("sum", "amax")]
     return listed
 
 
@@ -61,8 +58,9 @@ def core(
     none |= set() if pv == "fp8" else {"p_v_scale"}
     constants = {
         "stride_vl" if pv == "fp8" else "stride_vd": 1, **dict.fromkeys(none), "D": width,
-        "BQ": block_q, "BK": block_k, "PV": pv, "TWO_LEVEL": config.two_level, "LISTED": sparse,
-        "COUNTED": False, "LSE": not sparse, "ADD": sparse,
+        "BQ": block_q, "BK": block_k, "PV": pv, "PARTS": config.parts,
+        "TWO_LEVEL": config.two_level, "LISTED": sparse, "COUNTED": False, "LSE": not sparse,
+        "ADD": sparse,
     }  # fmt: skip
     second = FP8_PRODUCT if pv == "fp8" else HALF_PRODUCT
     return Specimen(
@@ -85,25 +83,27 @@ def query(capability: int, block_q: int, width: int, feature: str) -> Specimen:
         "p_q": "*bf16", "p_mean": "*bf16", "p_state": "*bf16", "p_weight": "*fp32",
         "p_bias": "*fp32", "p_q8": INTEGERS[integer_dtype(divmod(capability, 10))],
         "p_q_scale": "*fp32", "p_q_mean": "*bf16", "p_shift": "*fp32", "p_out": "*bf16", **strides,
-        "L": "i32", "N": "i32", "scale": "fp32",
+        "L": "i32", "N": "i32", "Q": "i32", "PER": "i32", "scale": "fp32",
     }  # fmt: skip
     dense = feature == "none"
+    config = PrepareConfig.queries(divmod(capability, 10), block_q, not dense)
+    # 32 rows are too few for Hopper's larger matrix instruction.
+    product = HALF_PRODUCT[capability if config.rows >= 64 else 80]
     none = (
         {"p_state", "p_weight", "p_bias", "p_q_mean", "p_out"} if dense else {"p_mean", "p_shift"}
     )
     constants = {
         **dict.fromkeys(none), "D": width, "BQ": block_q, "FEATURE": feature, "POOL": not dense,
-        "SHIFT": dense, "ROWS": linear_rows(divmod(capability, 10), block_q),
+        "SHIFT": dense, "ROWS": min(config.rows, block_q),
     }  # fmt: skip
-    config = PrepareConfig()
     return Specimen(
         f"query {block_q}x{width} {feature}",
         query_kernel,
         {name: kind for name, kind in signature.items() if name not in constants},
         constants,
         config.num_warps,
-        1,
-        () if dense else (HALF_PRODUCT[capability],),
+        config.num_stages,
+        () if dense else (product,),
         tuple(strides),
     )
 
@@ -114,17 +114,14 @@ def quantise(capability: int, block_k: int, width: int, work: str, feature: str)
     signature = {
         "p_k": "*bf16", "p_v": "*bf16", "p_mean": "*bf16", "p_v_scale": "*fp32",
         "p_k8": INTEGERS[integer_dtype(divmod(capability, 10))],
-        "p_k_scale": "*fp32", "p_k_mean": "*bf16",
+        "p_k_scale": "*fp32",
         "p_vq": "*fp8e4nv" if work == "fp8" else "*fp16", "p_state": "*fp32",
         "p_weight": "*fp32", **strides, "S": "i32", "N": "i32", "K": "i32", "PER": "i32",
     }  # fmt: skip
-    pooled = feature != "none" or block_k > STATE_BLOCK  # as inside SLA, else dense
     none = {"p_state", "p_weight"} if feature == "none" else set()
-    none |= set() if pooled else {"p_k_mean"}
     none |= set() if work == "fp8" else {"p_v_scale"}
     constants = {
         **dict.fromkeys(none), "D": width, "BK": block_k, "PV": work, "FEATURE": feature,
-        "POOL": pooled,
     }  # fmt: skip
     config = PrepareConfig.keys(block_k, feature != "none")
     return Specimen(
@@ -137,14 +134,3 @@ def quantise(capability: int, block_k: int, width: int, work: str, feature: str)
         () if feature == "none" else (HALF_PRODUCT[capability],),
         tuple(strides),
     )
-
-
-def pooled(kind: str) -> Specimen:
-    """The reduction of blocks of tokens, bf16."""
-    signature = {
-        "p_x": "*bf16", "p_out": "*fp32", "stride_b": "i32",
-        "stride_l": "i32", "stride_n": "i32", "L": "i32", "N": "i32",
-    }  # fmt: skip
-    constants = {"D": 128, "BLOCK": 128, "KIND": kind}
-    aligned = ("stride_b", "stride_l", "stride_n")
-    return Specimen(f"pool {kind}", pool_kernel, signature, constants, 4, 1, (), aligned)

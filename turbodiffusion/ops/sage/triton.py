@@ -21,14 +21,14 @@ from turbodiffusion.ops.gpu import (
     obstacle,  # noqa: F401 - the resolver asks for it
 )
 from turbodiffusion.ops.sage import portable
-from turbodiffusion.ops.sage.config import CoreConfig, PrepareConfig, integer_dtype, linear_rows
+from turbodiffusion.ops.sage.config import CoreConfig, PrepareConfig, integer_dtype
 from turbodiffusion.ops.sage.core import core_kernel
 from turbodiffusion.ops.sage.naive import BLOCK_K, BLOCK_Q, V_RANGE
-from turbodiffusion.ops.sage.prepare import pool_kernel, quantise_kernel, query_kernel
-from turbodiffusion.ops.sla.triton import token_product, top_blocks
+from turbodiffusion.ops.sage.prepare import quantise_kernel, query_kernel
+from turbodiffusion.ops.sla.triton import pool, pooled, token_product, top_blocks
 
 POOL_BLOCK = 128
-"""Tokens a program sums, where the block is not given by the map."""
+"""Values of which a program finds the largest."""
 
 STATE_BLOCK = 64
 """Largest key block that fits in registers beside the linear state; larger ones read k, v again."""
@@ -120,18 +120,6 @@ def sage_sparse_linear_attention(
     return attend(queries, keys, out, blocks=blocks)
 
 
-def pool(x_BLND: Tensor, kind: str) -> Tensor:
-    """``sum`` or ``amax`` of each ``POOL_BLOCK`` tokens, float32 (B, N, blocks, D)."""
-    b, length, n, d = x_BLND.shape
-    blocks = -(-length // POOL_BLOCK)
-    out = torch.empty(b, n, blocks, d, dtype=torch.float32, device=x_BLND.device)
-    pool_kernel[b * n, blocks](
-        x_BLND, out, *x_BLND.stride()[:3], length, n,
-        D=d, BLOCK=POOL_BLOCK, KIND=kind, num_warps=PrepareConfig().num_warps,
-    )  # fmt: skip
-    return out
-
-
 def prepare_keys(
     k_BSND: Tensor,
     v_BSND: Tensor,
@@ -148,34 +136,32 @@ def prepare_keys(
     linear = feature_map != "none"
     count = -(-length // block)
     shift = torch.zeros(b, n, d, dtype=dtype, device=device)
+    mean = state = weight = None
     if smooth:
-        shift = (pool(k_BSND, "sum").sum(2) / length).to(dtype)
+        mean, mean_BN1D = pooled(k_BSND, block)
+        mean, shift = (mean - mean_BN1D).to(dtype), mean_BN1D.squeeze(2).to(dtype)
     value_scale, values, work = None, v_BSND, "keep"
     if pv == "fp8":
-        value_scale, work = (pool(v_BSND, "amax").amax(2) / V_RANGE).clamp_min(1e-12), "fp8"
+        largest = pool(v_BSND, POOL_BLOCK, "amax").amax(2)
+        value_scale, work = (largest / V_RANGE).clamp_min(1e-12), "fp8"
         values = torch.empty(b, n, d, count * block, dtype=DTYPES[pv], device=device)
     elif v_BSND.dtype != DTYPES[pv]:
         work = "half"
         values = torch.empty(b, n, count * block, d, dtype=DTYPES[pv], device=device)
     together = linear and block <= STATE_BLOCK
     config = PrepareConfig.keys(block, together)
-    parts = min(count, -(-_processors(device) * config.programs // (b * n)))
-    per = -(-count // parts)
-    parts = -(-count // per)
+    per, parts = _share(count, b * n, config.programs, device)
     integers = torch.empty(
         b, n, count * block, d, dtype=integer_dtype(capability(device)), device=device
     )
     scale = torch.empty(b, n, count, dtype=torch.float32, device=device)
-    mean = state = weight = None
-    if linear:
-        mean = torch.empty(b, n, count, d, dtype=dtype, device=device)
     if together:
         state = torch.empty(b, n, parts, d, d, dtype=torch.float32, device=device)
         weight = torch.empty(b, n, parts, d, dtype=torch.float32, device=device)
     quantise_kernel[b * n, parts](
-        k_BSND, v_BSND, shift, value_scale, integers, scale, mean, values, state, weight,
+        k_BSND, v_BSND, shift, value_scale, integers, scale, values, state, weight,
         *k_BSND.stride()[:3], *v_BSND.stride()[:3], length, n, count, per,
-        D=d, BK=block, PV=work, FEATURE=feature_map if together else "none", POOL=linear,
+        D=d, BK=block, PV=work, FEATURE=feature_map if together else "none",
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     if state is not None and weight is not None:
@@ -216,12 +202,14 @@ def prepare_queries(
     else:
         shift = torch.empty(b, n, count * block, dtype=torch.float32, device=device)
     out_strides = (0, 0, 0) if out_BLND is None else out_BLND.stride()[:3]
-    query_kernel[b * n, count](
+    config = PrepareConfig.queries(capability(device), block, linear)
+    per, parts = _share(count, b * n, config.programs, device)
+    query_kernel[b * n, parts](
         q_BLND, keys.shift, keys.state, keys.weight, bias, integers, scale, mean, shift, out_BLND,
-        *q_BLND.stride()[:3], *out_strides, length, n, d**-0.5,
-        D=d, BQ=block, ROWS=linear_rows(capability(device), block), FEATURE=keys.feature_map,
+        *q_BLND.stride()[:3], *out_strides, length, n, count, per, d**-0.5,
+        D=d, BQ=block, ROWS=min(config.rows, block), FEATURE=keys.feature_map,
         POOL=linear, SHIFT=not linear,
-        num_warps=PrepareConfig().num_warps,
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return Queries(block, integers, scale, mean, shift, linear)
 
@@ -258,7 +246,8 @@ def attend(
         blocks, counts, queries.shift, out_BLND, lse, *strides, *out_BLND.stride()[:3],
         length, keys.length, n, keys.scale.shape[2], 0 if blocks is None else blocks.shape[3],
         d**-0.5 * math.log2(math.e),
-        D=d, BQ=queries.block, BK=keys.block, PV=keys.pv, TWO_LEVEL=config.two_level,
+        D=d, BQ=queries.block, BK=keys.block, PV=keys.pv, PARTS=config.parts,
+        TWO_LEVEL=config.two_level,
         LISTED=blocks is not None, COUNTED=counts is not None, LSE=lse is not None,
         ADD=queries.linear, num_warps=config.num_warps, num_stages=config.num_stages,
         **config.options(),
@@ -292,6 +281,17 @@ def _possible(q_BLND: Tensor, block_q: int, block_k: int, pv: str) -> bool:
     return powers and 16 <= block_q <= 128 and low <= block_k <= 128 and 16 <= d <= 128 and (
         d >= 32 or interpreted()
     )  # fmt: skip
+
+
+def _share(count: int, heads: int, programs: int, device: torch.device) -> tuple[int, int]:
+    """Of ``count`` blocks of each head how many a program takes, and how many programs do so.
+
+    About ``programs`` run on a multiprocessor one after the other or at once. Rounded down: a few
+    more would wait for all others.
+    """
+    parts = min(count, max(1, _processors(device) * programs // heads))
+    per = -(-count // parts)
+    return per, -(-count // per)
 
 
 def _processors(device: torch.device) -> int:

@@ -28,15 +28,18 @@ class TokenConfig:
     programs: int = 0
 
     @classmethod
-    def block_sum(cls, block: int) -> TokenConfig:
+    def pool(cls, block: int) -> TokenConfig:
         return cls(min(32, max(16, ceil_power(block))), 4, 2)
 
     @classmethod
     def token_product(cls, width: int, itemsize: int) -> TokenConfig:
-        """The (D, D) sum stays in registers: eight warps. About two programs a processor."""
+        """The (D, D) sum stays in registers: eight warps. Two programs a multiprocessor.
+
+        32 tokens and not 64: 125 registers a thread, with which two fit.
+        """
         if itemsize == 4:
             return cls(16, 8, 1, 264)
-        return cls(64, 8 if width > 64 else 4, 2, 264)
+        return cls(32, 8, 3, 264) if width > 64 else cls(64, 4, 2, 264)
 
     @classmethod
     def linear_backward(cls, capability: Capability, width: int, itemsize: int) -> TokenConfig:

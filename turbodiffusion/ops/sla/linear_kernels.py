@@ -30,26 +30,26 @@ def token_product_kernel(
     o_d = tl.arange(0, D)
     p_x, p_y = x + i_b * x_b + i_n * x_n, y + i_b * y_b + i_n * y_n
     b_product = tl.zeros((D, D), tl.float32)
-    b_sum = tl.zeros((D,), tl.float32)
+    b_sum = tl.zeros((TILE, D), tl.float32)
     for i in range(i_chunk * chunk, tl.minimum(i_chunk * chunk + chunk, L), TILE):
         o_l = i + tl.arange(0, TILE)
         m_l = o_l < L
         o_row = o_l[:, None].to(tl.int64)
         b_x = tl.load(p_x + o_row * x_l + o_d[None, :], mask=m_l[:, None], other=0.0)
         b_y = tl.load(p_y + o_row * y_l + o_d[None, :], mask=m_l[:, None], other=0.0)
-        if FEATURE != "none":
-            b_f = feature_tile(b_x.to(tl.float32), FEATURE)
-            b_x = tl.where(m_l[:, None], b_f, 0.0).to(b_x.dtype)
-        b_product = tl.dot(tl.trans(b_x), b_y, b_product, input_precision=PRECISION)
         b_f = b_x.to(tl.float32)
+        if FEATURE != "none":
+            b_f = tl.where(m_l[:, None], feature_tile(b_f, FEATURE), 0.0)
+            b_x = b_f.to(b_x.dtype)
+        b_product = tl.dot(tl.trans(b_x), b_y, b_product, input_precision=PRECISION)
         if WEIGHTED:
             b_w = tl.load(weight + i_bn.to(tl.int64) * L + o_l, mask=m_l, other=0.0)
             b_f = b_f * b_w[:, None]
-        b_sum += tl.sum(b_f, 0)
+        b_sum += b_f
     i_out = i_chunk.to(tl.int64) * tl.num_programs(1) + i_bn
     o_dd = o_d[:, None] * D + o_d[None, :]
     tl.store(products + i_out * D * D + o_dd, b_product)
-    tl.store(sums + i_out * D + o_d, b_sum)
+    tl.store(sums + i_out * D + o_d, tl.sum(b_sum, 0))
 
 
 @triton.jit

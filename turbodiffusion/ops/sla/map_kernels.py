@@ -1,4 +1,4 @@
-"""Kernels of the block map: sums of blocks, the top-k of every row, and the map transposed."""
+"""Kernels of the block map: blocks pooled, the top-k of every row, and the map transposed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ import triton.language as tl
 
 
 @triton.jit
-def block_sum_kernel(
-    x, sums, L, N, x_b, x_l, x_n, D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
-):
-    """Sum of the tokens of each block, float32 (B·N, blocks, D). Grid (blocks, B·N)."""
-    i_block, i_bn = tl.program_id(0), tl.program_id(1)
+def pool_kernel(
+    x, pooled, L, N, x_b, x_l, x_n,
+    D: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """``sum`` or largest magnitude, ``amax``, of the tokens of each block. Grid (B·N, blocks).
+
+    float32 (B·N, blocks, D). Heads are the fastest axis of the grid: neighbours in memory run at
+    the same time.
+    """
+    i_bn, i_block = tl.program_id(0), tl.program_id(1)
     i_b, i_n = (i_bn // N).to(tl.int64), (i_bn % N).to(tl.int64)
     o_d = tl.arange(0, D)
     p_x = x + i_b * x_b + i_n * x_n
-    b_sum = tl.zeros((TILE, D), tl.float32)
+    b_pool = tl.zeros((TILE, D), tl.float32)
     for i in range(0, BLOCK, TILE):
         o_l = i_block * BLOCK + i + tl.arange(0, TILE)
         m_l = (o_l < L) & (o_l < (i_block + 1) * BLOCK)
         p_tile = p_x + o_l[:, None].to(tl.int64) * x_l + o_d[None, :]
-        b_sum += tl.load(p_tile, mask=m_l[:, None], other=0.0).to(tl.float32)
-    i_row = i_bn.to(tl.int64) * tl.num_programs(0) + i_block
-    tl.store(sums + i_row * D + o_d, tl.sum(b_sum, 0))
+        b_x = tl.load(p_tile, mask=m_l[:, None], other=0.0).to(tl.float32)
+        b_pool = tl.maximum(b_pool, tl.abs(b_x)) if KIND == "amax" else b_pool + b_x
+    b_out = tl.max(b_pool, 0) if KIND == "amax" else tl.sum(b_pool, 0)
+    i_row = i_bn.to(tl.int64) * tl.num_programs(1) + i_block
+    tl.store(pooled + i_row * D + o_d, b_out)
 
 
 @triton.jit

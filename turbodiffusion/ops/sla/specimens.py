@@ -13,7 +13,7 @@ from turbodiffusion.ops.sla.linear_kernels import (
     linear_query_kernel,
     token_product_kernel,
 )
-from turbodiffusion.ops.sla.map_kernels import block_sum_kernel, select_kernel, transpose_kernel
+from turbodiffusion.ops.sla.map_kernels import pool_kernel, select_kernel, transpose_kernel
 
 INFERENCE, TRAINING = (128, 64), (64, 64)
 """Queries and keys of a block."""
@@ -28,20 +28,21 @@ def specimens(capability: int) -> list[Specimen]:
         forward = attention.forward(capability, width, dtype, name, INFERENCE, "softmax")
         found.append(replace(forward, name=f"sla forward {dtype} D={width}"))
         found.extend(attention.backward(capability, width, dtype, name, TRAINING))
-        found.append(block_sum(64, width, dtype))
+        found.append(pool(64, width, dtype))
         found.append(token_product(capability, width, dtype, "softmax", False))
         found.extend(linear_backward(capability, width, dtype))
     counted = attention.forward(capability, 128, "bf16", "counted", INFERENCE, None, counted=True)
-    return [*found, counted, token_product(capability, 128, "bf16", "softmax", True)]
+    largest = pool(128, 128, "bf16", "amax")
+    return [*found, counted, largest, token_product(capability, 128, "bf16", "softmax", True)]
 
 
-def block_sum(block: int, width: int, dtype: str) -> Specimen:
-    config = TokenConfig.block_sum(block)
+def pool(block: int, width: int, dtype: str, kind: str = "sum") -> Specimen:
+    config = TokenConfig.pool(block)
     return Specimen(
-        f"block sum {dtype} D={width}",
-        block_sum_kernel,
-        {"x": f"*{dtype}", "sums": "*fp32", "L": "i32", "N": "i32", **tensor_strides("x")},
-        {"D": width, "BLOCK": block, "TILE": config.tile},
+        f"pool {kind} {dtype} D={width}",
+        pool_kernel,
+        {"x": f"*{dtype}", "pooled": "*fp32", "L": "i32", "N": "i32", **tensor_strides("x")},
+        {"D": width, "BLOCK": block, "TILE": config.tile, "KIND": kind},
         config.num_warps, config.num_stages, aligned=tuple(tensor_strides("x")),
     )  # fmt: skip
 

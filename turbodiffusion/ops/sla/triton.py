@@ -36,7 +36,7 @@ from turbodiffusion.ops.sla.linear_kernels import (
     linear_query_kernel,
     token_product_kernel,
 )
-from turbodiffusion.ops.sla.map_kernels import block_sum_kernel, select_kernel, transpose_kernel
+from turbodiffusion.ops.sla.map_kernels import pool_kernel, select_kernel, transpose_kernel
 
 
 def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> Tensor:
@@ -53,21 +53,25 @@ def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> 
 
 def pooled(x_BLND: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """Means of the blocks (B, N, blocks, D) and of all tokens (B, N, 1, D), float32."""
+    length, sums = x_BLND.shape[1], pool(x_BLND, block, "sum")
+    means = sums / block
+    means[:, :, -1] = sums[:, :, -1] / (length - (sums.shape[2] - 1) * block)
+    return means, sums.sum(2, keepdim=True) / length
+
+
+def pool(x_BLND: Tensor, block: int, kind: str) -> Tensor:
+    """``sum`` or ``amax``, the largest magnitude, of each block: float32 (B, N, blocks, D)."""
     x = inner_contiguous(x_BLND)
     b, length, n, d = x.shape
     blocks = -(-length // block)
-    config = TokenConfig.block_sum(block)
-    sums = torch.empty(b, n, blocks, d, dtype=torch.float32, device=x.device)
+    config = TokenConfig.pool(block)
+    out = torch.empty(b, n, blocks, d, dtype=torch.float32, device=x.device)
     with on(x.device):
-        block_sum_kernel[blocks, b * n](
-            x, sums, length, n, *strides(x), D=d, BLOCK=block, TILE=config.tile,
+        pool_kernel[b * n, blocks](
+            x, out, length, n, *strides(x), D=d, BLOCK=block, TILE=config.tile, KIND=kind,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
-    mean = sums.sum(2, keepdim=True) / length
-    rest = length - (blocks - 1) * block
-    means = sums / block
-    means[:, :, -1] = sums[:, :, -1] / rest
-    return means, mean
+    return out
 
 
 def top_blocks(scores_BNQK: Tensor, kept: int) -> Tensor:
