@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.pipeline import tiny
 from turbodiffusion.cli.main import main
@@ -100,6 +101,25 @@ def test_runs_teach_the_planner(models, capsys):
     shown = json.loads(capsys.readouterr().out)
     found = {p["name"]: p for p in shown["phases"]}
     assert found["denoise"]["basis"] == "measured" and 0 < found["denoise"]["seconds"] < 100
+
+
+def test_a_run_with_an_image_teaches_how_long_the_image_takes(models, capsys):
+    """Before that the encoder is taken to be as fast as the decoder; neither is unknown."""
+
+    def planned():
+        assert main(["plan", tiny.I2V.name, "--device", "cpu", "--quantised", "no", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return {p["name"]: p["basis"] for p in found["phases"]}, found["seconds"]
+
+    basis, seconds = planned()
+    assert basis["condition"] == "estimate" and seconds > 0
+    Image.new("RGB", (64, 48), "red").save("x.png")
+    words = ["--model", tiny.I2V.name, "--image", "x.png", "-o", "o.mp4", "--json"]
+    assert main(["generate", "it moves", *words]) == 0
+    spent = json.loads(capsys.readouterr().out)["seconds"]
+    assert list(spent)[:3] == ["text", "condition", "denoise"]
+    basis, _ = planned()
+    assert basis["condition"] == basis["text"] == "measured"
 
 
 def test_rates(models):

@@ -197,9 +197,11 @@ def _run_job(
     with progress.phase("reading the prompt"):
         context = encode(text)
         negative = encode(request.negative or "") if request.guided else None
+        clock.lap("text")
         image = job.settings.get("image")
         y = fitted("condition", lambda: pipe.image_condition(image, request))
-    clock.lap("text")
+        if y is not None:
+            clock.lap("condition")
     latents = []
     with progress.steps("denoising", request.steps * job.samples) as on_step:
         for i in range(job.samples):

@@ -17,6 +17,7 @@ from turbodiffusion.ops import backend
 from turbodiffusion.pipeline.identity import WeightIdentity
 from turbodiffusion.pipeline.pipeline import Pipeline
 from turbodiffusion.weights.find import Files, find
+from turbodiffusion.weights.header import read_header
 from turbodiffusion.weights.load import load_dit, load_text_encoder, load_vae
 
 
@@ -104,7 +105,7 @@ def load(
         card, experts, *networks, reader, device=target, identity=WeightIdentity.of(files),
         swap=swap,
     )  # fmt: skip
-    for note in _notes(pipe, chosen, topk):
+    for note in _notes(pipe, chosen, topk, distilled=_distilled(files)):
         warnings.warn(note, stacklevel=2)
     return pipe
 
@@ -122,7 +123,18 @@ def _attention(
     return replace(default.with_topk(topk), kind=kind)
 
 
-def _notes(pipe: Pipeline, asked: Attention | None, topk: float | None) -> list[str]:
+def _distilled(files: Files) -> bool:
+    """Whether the files of an embedded model say themselves that they are its few-step student.
+
+    In other files our metadata names the card that the shapes fit, which proves nothing.
+    """
+    said = (read_header(path).metadata.get("card") for path in files.dit.values())
+    return files.card.embedded and all(name == files.card.name for name in said)
+
+
+def _notes(
+    pipe: Pipeline, asked: Attention | None, topk: float | None, distilled: bool
+) -> list[str]:
     """What the user of this model should know, one sentence each."""
     used, notes = pipe.any_expert.attention, []
     if (
@@ -136,7 +148,7 @@ def _notes(pipe: Pipeline, asked: Attention | None, topk: float | None) -> list[
     if used.kind == "dense" and topk is not None:
         notes.append(f"topk {topk} is without effect: this network runs dense attention.")
     meant_sparse = pipe.card.few_step and pipe.card.attention.kind != "dense"
-    if meant_sparse and used.kind == "dense" and asked is None:
+    if meant_sparse and used.kind == "dense" and asked is None and not distilled:
         notes.append(
             "The file has no projection for sparse attention, as an original Wan network: it runs "
             "dense, and unless it was distilled few steps give noise. --baseline (baseline=True) "

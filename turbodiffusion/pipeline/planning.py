@@ -118,13 +118,16 @@ def shape_of(request: Request, card: ModelCard, device: torch.device | None) -> 
 def card_layouts(card: ModelCard, quantised: str, element: int) -> list[Layout]:
     """The layouts of a card that may be chosen: ``auto`` offers both, the plain one first."""
     options = {"auto": (False, True), "yes": (True,), "no": (False,)}[quantised]
-    if card.embedded:
-        options = (False,)
+    if card.embedded:  # one layout is used: the first that is allowed and here
+        known = places.embedded_layouts(card)
+        known = tuple(q for q in known if q in options) or known
+        options = (next((q for q in known if places.embedded_dit(card, q)), known[0]),)
     return [Layout(_sizes(card, q, element), q) for q in options]
 
 
 def _sizes(card: ModelCard, quantised: bool, element: int) -> Sizes:
-    spec = dit_spec(card.dit, quantised, sla=not card.embedded or card.few_step)
+    stored = quantised and element == 2  # in float32, int8 linears are expanded once
+    spec = dit_spec(card.dit, stored, sla=not card.embedded or card.few_step)
     block = {k: v for k, v in spec.items() if k.startswith("blocks.0.")}
     text = text_spec(card.text)
     layer = {k: v for k, v in text.items() if k.startswith("blocks.0.")}
@@ -200,7 +203,11 @@ def _made(
 
 def _shares(rates: list[Rate], device: str, card: str, attention: str) -> Share:
     def share(phase: str, quantised: bool) -> tuple[float, str] | None:
-        return lookup(rates, device, card, phase, quantised, attention)
+        found = lookup(rates, device, card, phase, quantised, attention)
+        if found is None and phase == "condition":  # the other half of the same autoencoder
+            found = lookup(rates, device, card, "decode", quantised, attention)
+            return found and (found[0], "estimate")
+        return found
 
     return share
 
@@ -247,8 +254,7 @@ def learn(planned: Planned, quantised: bool, seconds: dict[str, float]) -> list[
     rates, card = [], planned.shape.card
     for work in phases(planned.shape, layout.sizes, planned.attention, quantised):
         floor, spent = floor_seconds(work, made.machine), seconds.get(work.name, 0.0)
-        mixed = work.name == "text" and card.task == "i2v"  # a run counts the image with it
-        if floor and spent > 0 and work.name != "condition" and not mixed:
+        if floor and spent > 0:
             rates.append(
                 Rate(planned.device, card.name, work.name, quantised,
                      planned.attention.kind, round(floor / spent, 5))
