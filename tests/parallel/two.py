@@ -1,7 +1,7 @@
-"""What one of two processes does; started by ``test_two_processes.py`` with torchrun's variables.
+"""What one of several processes does; ``test_two_processes.py`` starts it with torchrun's words.
 
-Every case prints one JSON line from rank 0: how far loss and gradients are from those of the plain
-network in one process.
+Every case prints one JSON line from rank 0: how far weights, loss and gradients are from those of
+the plain network in one process, or what became of a damaged checkpoint.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from tests.train.runs import settings
+from turbodiffusion.errors import WeightsError
 from turbodiffusion.models.cards import card
 from turbodiffusion.parallel import ranks as processes
 from turbodiffusion.train.config import TrainConfig
@@ -25,18 +27,31 @@ from turbodiffusion.train.sources import Noise, mixed_seed
 from turbodiffusion.train.stages import build_network, roles
 
 CPU = torch.device("cpu")
-ITERATIONS = {"flow": (0,), "sla": (0,), "sla-flow": (0,), "rcm": (0, 2, 3)}
-"""Of rcm: the consistency loss alone, the fake score, and both losses of the student."""
+ITERATIONS = {"flow": (0,), "sla": (0,), "sla-flow": (0,), "rcm": (0, 2, 3), "dcm": (0,)}
+"""Of rcm: the consistency loss alone, the fake score, and both losses of the student. Of dcm, rcm
+in discrete time: both losses."""
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "fsdp": {"shard": 2, "context": 1, "activations": "none"},
-    "hsdp": {"shard": 1, "context": 1, "activations": "block"},
+    "replicas": {"shard": 1, "context": 1, "activations": "block"},
+    "hsdp": {"shard": 2, "context": 1, "activations": "none"},
     "ulysses": {"shard": 2, "context": 2, "activations": "matmul"},
 }
 
 
-def plain(config: TrainConfig, iteration: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one process that knows nothing of shards."""
+Tensors = dict[str, torch.Tensor]
+
+
+def settings_for(case: str, folder: Path, layout: str) -> TrainConfig:
+    """A run of the stage ``case``; one slot for every process that has samples of its own."""
+    changes: dict[str, Any] = {"parallel": LAYOUTS[layout], "batch": 4 if layout == "hsdp" else 2}
+    if case == "dcm":
+        changes["loss"] = {"consistency": {"kind": "Discrete", "skip": 2}}
+    return settings("rcm" if case == "dcm" else case, folder, **changes)
+
+
+def plain(config: TrainConfig, iteration: int) -> tuple[float, Tensors, Tensors]:
+    """Loss, weights and gradients of one process that knows nothing of shards."""
     one = card(config.card)
     made: dict[str, nn.Module] = {}
     for role in roles(config):
@@ -53,52 +68,80 @@ def plain(config: TrainConfig, iteration: int) -> tuple[float, dict[str, torch.T
             loss = closure(source.batch(iteration, slot), generator).loss / slots
             loss.backward()
             total += float(loss.detach())
-    learner = made[phase.trains]
-    return total, {n: p.grad for n, p in learner.named_parameters() if p.grad is not None}
+    named = dict(made[phase.trains].named_parameters())
+    grads = {n: p.grad for n, p in named.items() if p.grad is not None}
+    return total, {n: p.detach() for n, p in named.items()}, grads
 
 
-def compare(stage: str, layout: str, folder: Path) -> list[dict[str, Any]]:
+def compare(case: str, layout: str, folder: Path) -> list[dict[str, Any]]:
     """The lines of one case."""
-    config = settings(stage, folder / stage, parallel=LAYOUTS[layout])
-    world = processes.layout(CPU, shard=LAYOUTS[layout]["shard"],
-                             context=LAYOUTS[layout]["context"])  # fmt: skip
+    config = settings_for(case, folder / case, layout)
+    way = config.parallel
+    world = processes.layout(CPU, shard=way.shard, context=way.context)
     trainer = open_trainer(config, world, quiet=True)
     found = []
-    for iteration in ITERATIONS[stage]:
+    for iteration in ITERATIONS[case]:
         trainer.iteration = iteration
         phase = trainer.objective.phase(iteration)
         trainer.backward(phase)
         loss = float(world.mean(trainer.meter.values.pop("loss")[0]))
         learner = trainer.networks[phase.trains]
-        named = learner.named_parameters()
-        grads = {n: p.grad.full_tensor() for n, p in named if p.grad is not None}
+        named = dict(learner.named_parameters())
+        weights = {n: p.detach().full_tensor() for n, p in named.items()}
+        grads = {n: p.grad.full_tensor() for n, p in named.items() if p.grad is not None}
         learner.zero_grad()
         if not world.first:
             continue
-        wanted, reference = plain(config, iteration)
-        assert grads.keys() == reference.keys()
+        wanted, same, reference = plain(config, iteration)
+        assert grads.keys() == reference.keys() and weights.keys() == same.keys()
         # Relative to the whole: some tensors have gradients of rounding size only.
         norm = torch.stack([g.norm() for g in reference.values()]).norm()
         worst = max(float((grads[n] - g).norm() / norm) for n, g in reference.items())
         found.append({
-            "case": f"{stage}-{layout}-{iteration}", "loss": abs(loss / wanted - 1),
+            "case": f"{case}-{layout}-{iteration}", "loss": abs(loss / wanted - 1),
             "gradient": worst, "norm": float(norm), "tensors": len(grads),
+            "equal": all(torch.equal(weights[n], w) for n, w in same.items()),
         })  # fmt: skip
     return found
 
 
-def move(folder: Path) -> None:
+def move(case: str, folder: Path) -> None:
     """Make a checkpoint for one process, and go on from one that a single process has made."""
+    config = settings_for(case, folder / case / "two-one", "fsdp")
     world = processes.layout(CPU, shard=2)
-    open_trainer(settings("sla", folder / "two-one", steps=2), world, quiet=True).run()
-    open_trainer(settings("sla", folder / "one-two", steps=4), world, quiet=True).run()
+    open_trainer(replace(config, steps=2), world, quiet=True).run()
+    open_trainer(replace(config, out=str(folder / case / "one-two")), world, quiet=True).run()
+
+
+def damage(folder: Path) -> dict[str, Any]:
+    """What both processes are told when the second one's shard is cut short."""
+    config = settings_for("flow", folder / "damaged", "fsdp")
+    world = processes.layout(CPU, shard=2)
+    open_trainer(replace(config, steps=1), world, quiet=True).run()
+    if world.first:
+        shard = folder / "damaged/checkpoints/iter_000000001/model/__1_0.distcp"
+        shard.write_bytes(shard.read_bytes()[:2000])
+    world.wait()
+    told = 0
+    try:
+        open_trainer(config, world, quiet=True)
+    except WeightsError as error:
+        told = int(error.code == "train-checkpoint" and "iter_000000001" in error.message)
+    return {"case": "damaged", "told": float(world.mean(torch.tensor(float(told))))}
 
 
 def main(folder: Path, cases: list[str]) -> None:
     world = processes.start(CPU)
-    move(folder)
     for case in cases:
-        for line in compare(*case.split(":"), folder):
+        name, _, way = case.partition(":")
+        if name == "damage":
+            lines = [damage(folder)]
+        elif way == "move":
+            lines = []
+            move(name, folder)
+        else:
+            lines = compare(name, way, folder)
+        for line in lines if world.first else ():
             print(json.dumps(line), flush=True)
     world.wait()
     processes.leave()
