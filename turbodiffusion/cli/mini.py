@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbodiffusion.cli import mini_images, mini_judge
+from turbodiffusion.cli import mini_images, mini_judge, mini_speed
 from turbodiffusion.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def add_parser(subparsers: Any) -> None:
     judge = commands.add_parser("judge", help="measure how often videos show what prompts say")
     _add_model(judge)
     mini_judge.add_arguments(judge)
+    speed = commands.add_parser("speed", help="time teacher and student on this machine")
+    mini_speed.add_arguments(speed)
     mini_images.add_arguments(
         commands.add_parser("judge-i2v", help="measure how videos follow image and text")
     )
@@ -107,8 +109,8 @@ def above_zero(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Dispatch to one of them."""
     commands = {
-        "train": _train, "judge": mini_judge.run, "judge-i2v": mini_images.run, "sheet": _sheet,
-        "world": _world,
+        "train": _train, "judge": mini_judge.run, "judge-i2v": mini_images.run,
+        "speed": mini_speed.run, "sheet": _sheet, "world": _world,
     }  # fmt: skip
     return commands[args.mini_command](args)
 

@@ -58,7 +58,7 @@ class Evaluation:
     tallies: dict[str, RowTally] = field(default_factory=dict)
     starts: dict[str, list[tuple[str, list[Point]]]] = field(default_factory=dict)
     examples: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Prompt → row → clip (F, H, W, 3): the first of each kind that is held out or given, to draw."""
+    """Prompt → row → clip (F, H, W, 3): the first held-out or given one of each kind."""
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -101,7 +101,8 @@ def report(found: Sequence[Gate]) -> str:
     lines += [[g.row, g.what, number(g.value), number(g.bound), words[g.holds]] for g in found]
     marks = [gate.holds for gate in found]
     said = [f"{marks.count(True)} of {len(marks)} gates hold"]
-    said += [f"{n} {words[m]}" for m in (False, None) if (n := marks.count(m))]
+    counts = {"failed": marks.count(False), "not measured": marks.count(None)}
+    said += [f"{n} {word}" for word, n in counts.items() if n]
     return f"{align(lines)}\n{', '.join(said)}."
 
 
