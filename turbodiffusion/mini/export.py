@@ -26,6 +26,12 @@ from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.weights.header import read_header
 
 PACKAGED = Path(__file__).parent / "weights"
+_STAGES = {
+    "vae": "vae", "t2v_sla": "sla", "t2v_rcm": "rcm", "t2v_turbo": "turbo",
+    "t2v_turbo_int8": "turbo",
+    **{f"i2v_{expert}{form}": "i2v-turbo" for expert in ("high", "low") for form in ("", "_int8")},
+}  # fmt: skip
+"""Part → the stage that writes it, where that is not the teacher's or ``i2v``."""
 
 
 def size_name(size: SizeRecipe) -> str:
@@ -147,7 +153,7 @@ def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
     for place in (folder, PACKAGED):
         if file(size, place, part).exists():
             return file(size, place, part)
-    stage = "vae" if part == "vae" else "teacher"
+    stage = _STAGES.get(part, "i2v" if part.startswith("i2v_") else "teacher")
     raise WeightsError(
         "mini-stage-missing",
         f"{file(size, folder, part).name} is neither in {folder} nor in the package.",

@@ -5,15 +5,15 @@ stage           what happens                                            writes `
 ==============  ======================================================  ========================
 ``i2v``         the teacher learns to see an image at all noise         ``start``, ``base``,
                 levels, then once more at high and once at low ones     ``teacher_high``, ``…_low``
-``i2v-turbo``   ``expert + w·(turbo − teacher)`` of the text networks,  ``high``, ``low``,
-                then int8 linears                                       ``high_int8``, ``low_int8``
+``i2v-turbo``   ``expert + w·(rcm − teacher) + (sla − teacher)`` of     ``high``, ``low``,
+                the text networks, then int8 linears                    ``high_int8``, ``low_int8``
 ==============  ======================================================  ========================
 
 The network begins as the text-to-video teacher with zero columns for mask and image in its patch
 embedding, so it makes the same videos until it has learned to look. What few steps and sparse
-attention changed in the text-to-video network is added to each expert; its patch embedding, which
-has another shape, and the text encoder, which is frozen, stay. Captions tell a motion only:
-everything else is in the image. Clips show one object.
+attention changed in the text-to-video network is added to each expert, the former more strongly
+where that is better; the patch embedding, which has another shape, and the text encoder, which is
+frozen, stay. Captions tell a motion only: everything else is in the image. Clips show one object.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
 
 BOUNDARY = MINI_I2V_TEACHER.boundary
 WEIGHTS: dict[str, float] = {"high": 1.0, "low": 1.0}
-"""How much of the text-to-video delta each expert takes."""
+"""How much of what distillation changed each expert takes."""
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,22 @@ def make_i2v_turbo(
     """Give both experts few steps and sparse attention, and quantise them; returns the report.
 
     Args:
-        weights: of the delta, by expert, over ``WEIGHTS``.
+        weights: of the few-step delta, by expert, over ``WEIGHTS``.
 
     Raises:
         WeightsError: a stage before this one has not been run.
     """
     chosen = {**WEIGHTS, **(weights or {})}
-    plus, minus = (open_network(find_part(size, folder, p)) for p in ("t2v_turbo", "t2v_teacher"))
+    names = ("t2v_rcm", "t2v_sla", "t2v_teacher")
+    rcm, sla, teacher = (Converted(open_network(find_part(size, folder, p))) for p in names)
     reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
     merged: dict[str, Any] = {}
     student = i2v_card(size).name.removesuffix("-teacher")
     for expert, weight in chosen.items():
         base = Converted(open_network(find_part(size, folder, f"i2v_teacher_{expert}")))
-        made = Merged(base, Converted(plus), Converted(minus), weight)
+        made = Merged(Merged(base, rcm, teacher, weight), sla, teacher, 1.0)
         report = {
-            "merge": f"{expert} + {weight:g}·(turbo − teacher)", "weight": weight,
+            "merge": f"{expert} + {weight:g}·(rcm − teacher) + (sla − teacher)", "weight": weight,
             "merged": made.report.lines(), **reports.get(f"teacher_{expert}", {}),
         }  # fmt: skip
         merged[expert] = report
