@@ -116,8 +116,9 @@ def _prepare(networks: Networks, row: Row, place: Path, kinds: Sequence[str]) ->
         return pipe.denoise([request], context, negative)
 
     def to_file() -> object:
-        settings = {"guidance_scale": request.guidance} if request.baseline else {}
-        return pipe(PROMPT, num_inference_steps=request.steps, **settings).save(target)
+        guidance = request.guidance if request.baseline else None
+        made = pipe(PROMPT, num_inference_steps=request.steps, guidance_scale=guidance)
+        return made.save(target)
 
     def command() -> object:
         words = [
