@@ -9,7 +9,8 @@ from torch import Tensor
 from tests.ops.forms import DTYPES, FORMS, LENGTHS, error, form, randn
 from turbodiffusion.errors import UsageError
 from turbodiffusion.ops.attention import attention
-from turbodiffusion.ops.sla import block_map, select_blocks, sparse_linear_attention
+from turbodiffusion.ops.sla import block_map, on_cpu, select_blocks, sparse_linear_attention
+from turbodiffusion.ops.sla.cut import Cut
 
 D = 16
 GEOMETRY = {"topk": 0.3, "block_q": 32, "block_k": 16}
@@ -100,8 +101,8 @@ def test_unselected_values_never_reach_the_sparse_branch():
     q, k, v = (x[:1, :, :1] for x in qkv(96))
     chosen = torch.tensor([[[[1, 3]] * 3]])
     v[:, :16] = v[:, 32:48] = v[:, 64:] = float("nan")
-    out = form("sla", "portable")._sparse(q, k, v, chosen, 32, 16)
-    assert out.isfinite().all()
+    cut = Cut.of(chosen, None, 32, 16, 96)
+    assert form("sla", "portable")._sparse(q, k, v, cut).isfinite().all()
 
 
 @FORMS
@@ -133,14 +134,40 @@ def test_zero_values_and_outliers(backend, dtype, monkeypatch):
     assert out.isfinite().all()
 
 
-def test_small_copies_give_the_same_result(monkeypatch):
-    portable = form("sla", "portable")
-    arguments = *qkv(600), *projection()
-    whole = sparse_linear_attention(*arguments, **GEOMETRY, feature_map="softmax")
-    monkeypatch.setattr(portable, "GATHERED_ON_CPU", 7 * 11 * 16 * D)
-    assert torch.equal(
-        whole, sparse_linear_attention(*arguments, **GEOMETRY, feature_map="softmax")
-    )
+@pytest.mark.parametrize("threads", [1, 3])
+def test_slices_and_threads_change_nothing(threads, monkeypatch):
+    monkeypatch.setenv("TURBODIFFUSION_BACKEND", "portable")
+    leaves = [x.requires_grad_() for x in (*qkv(600), *projection())]
+
+    def everything() -> list[Tensor]:
+        out = sparse_linear_attention(*leaves, **GEOMETRY, feature_map="softmax")
+        return [out, *torch.autograd.grad(out, leaves, randn(*out.shape))]
+
+    whole = everything()
+    monkeypatch.setattr(on_cpu, "COPIED_ELEMENTS", 5 * 11 * 16 * D)  # 5 query blocks, 11 kept
+    monkeypatch.setattr(form("sla", "portable"), "SUMMED_ELEMENTS", 64 * 6 * D)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        parts = everything()
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(parts, whole, strict=True):
+        assert error(a, b) < 1e-6
+
+
+def test_gathering_elsewhere_agrees(monkeypatch):
+    """What other devices and the compiler take, forced onto the CPU."""
+    leaves = [x.requires_grad_() for x in (*qkv(600), *projection())]
+    monkeypatch.setenv("TURBODIFFUSION_BACKEND", "portable")
+    results = []
+    for cpu_way in (True, False):
+        monkeypatch.setattr(on_cpu, "runs", lambda x, cpu_way=cpu_way: cpu_way)
+        monkeypatch.setattr(form("sla", "portable"), "GATHERED_ELEMENTS", 7 * 11 * 16 * D)
+        out = sparse_linear_attention(*leaves, **GEOMETRY, feature_map="elu")
+        results.append([out, *torch.autograd.grad(out, leaves, randn(*out.shape))])
+    for a, b in zip(*results, strict=True):
+        assert error(a, b) < 1e-5
 
 
 def test_errors():

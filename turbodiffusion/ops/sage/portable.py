@@ -24,7 +24,7 @@ from turbodiffusion.ops.sage.naive import (
     smoothed,
 )
 from turbodiffusion.ops.sla import select_blocks
-from turbodiffusion.ops.sla.portable import linear_branch
+from turbodiffusion.ops.sla.linear import linear_branch
 
 SCORES_AT_A_TIME = 1 << 24  # float32 scores held for a bounded number of query blocks
 
@@ -59,9 +59,9 @@ def sage_sparse_linear_attention(
         blocks = select_blocks(q_BLND, k_BLND, topk=topk, block_q=block_q, block_k=block_k)
     k_smooth = smoothed(k_BLND, column_mean(k_BLND))
     sparse_BNLD, _ = sparse_branch(q_BLND, k_smooth, v_BLND, blocks, block_q, block_k, pv)
-    linear_BNLD = linear_branch(q_BLND, k_BLND, v_BLND, proj_weight, feature_map)
-    joined_BNLD = linear_BNLD + proj_bias.float()
-    return (sparse_BNLD + joined_BNLD).to(q_BLND.dtype).transpose(1, 2)
+    q_BNLD, k_BNLD, v_BNLD = (x.transpose(1, 2) for x in (q_BLND, k_BLND, v_BLND))
+    linear_BNLD = linear_branch(q_BNLD, k_BNLD, v_BNLD, proj_weight, proj_bias, feature_map)
+    return (sparse_BNLD + linear_BNLD).to(q_BLND.dtype).transpose(1, 2)
 
 
 def sparse_branch(
