@@ -67,9 +67,10 @@ def test_rendered_clips_are_sharp_and_still(size):
     assert max(one.flicker for one in found) < 1e-3
     things = [one.things[0] for one in found]
     assert sum(t.sharpness for t in things) / 12 == pytest.approx(1, abs=0.06)
-    for thing in things:  # pixels of a small star or a thin cross leave some room
+    assert sum(t.shape_drift for t in things) / 12 < 0.02
+    for thing in things:  # the pixels of a small star or a thin cross leave some room
         assert thing.sharpness == pytest.approx(1, abs=0.25)
-        assert thing.overlap > 0.88 and thing.shape_drift < 0.03
+        assert thing.overlap > 0.88 and thing.shape_drift < 0.08
         assert thing.colour_drift < 1
 
 
