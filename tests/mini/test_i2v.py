@@ -1,6 +1,7 @@
 """Image to video: the data, the three trainings, and the two experts made of them."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
@@ -179,6 +180,23 @@ def test_delta_goes_to_both_experts(trained):
                 assert error <= 0.01 * wanted.abs().max(), name  # bf16 rounds twice
         metadata = read_header(export.file(size(), folder, f"i2v_{expert}_int8")).metadata
         assert metadata["card"] == "nano-i2v" and metadata["expert"] == expert
+
+
+def test_own_distillation_takes_the_place_of_the_text_networks(trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    changes = {**SHORT, "steps": 3, "loss": {"every": 2, "consistency": {"warmup": 1}}}
+    report = i2v.train_i2v(
+        size(), folder, nano.CPU, changes=changes, parts=(i2v.DISTILLED,), quiet=True
+    )
+    assert report["complete"] and report["rcm"]["steps"] == 3
+    assert read_header(export.file(size(), folder, "i2v_rcm")).metadata["card"] == "nano-i2v"
+    report = i2v.make_i2v_turbo(size(), folder)
+    assert "i2v_rcm − i2v_base" in report["high"]["merge"]
+    files = {p: tensors(folder, f"i2v_{p}") for p in ("rcm", "base", "teacher_low", "low")}
+    name = "patch_embedding.weight"  # of one shape now, so that it takes part
+    wanted = files["teacher_low"][name] + files["rcm"][name] - files["base"][name]
+    torch.testing.assert_close(files["low"][name], wanted, rtol=0.01, atol=1e-3)
 
 
 def test_experts_animate_an_image(trained):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "turbo")
 """In the order of ``all``."""
-IMAGE_STAGES = ("i2v", "i2v-turbo")
+IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-turbo")
 """Of the size that has an image-to-video model."""
 
 
@@ -178,7 +178,7 @@ def _run_images(
     args: argparse.Namespace, stage: str, size: SizeRecipe, folder: Path, worker: Worker,
     budget: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    from turbodiffusion.mini.i2v import make_i2v_turbo, train_i2v
+    from turbodiffusion.mini.i2v import DISTILLED, PARTS, make_i2v_turbo, train_i2v
     from turbodiffusion.train.config import assignments
 
     if stage == "i2v-turbo":
@@ -186,7 +186,8 @@ def _run_images(
     if "batch" in budget:
         budget["micro_batch"] = budget["batch"]
     changes = {**budget, **assignments(args.changes)}
-    return train_i2v(size, folder, worker, args.run_minutes, changes)
+    parts = PARTS if stage == "i2v" else (DISTILLED,)
+    return train_i2v(size, folder, worker, args.run_minutes, changes, parts=parts)
 
 
 def size_of(args: argparse.Namespace) -> SizeRecipe:

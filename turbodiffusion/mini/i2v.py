@@ -5,6 +5,8 @@ stage           what happens                                            writes `
 ==============  ======================================================  ========================
 ``i2v``         the teacher learns to see an image at all noise         ``start``, ``base``,
                 levels, then once more at high and once at low ones     ``teacher_high``, ``…_low``
+``i2v-rcm``     the network of all noise levels is distilled, where     ``rcm``
+                what the text network learned does not carry over
 ``i2v-turbo``   ``expert + w·(rcm − teacher) + (sla − teacher)`` of     ``high``, ``low``,
                 the text networks, then int8 linears                    ``high_int8``, ``low_int8``
 ==============  ======================================================  ========================
@@ -12,15 +14,16 @@ stage           what happens                                            writes `
 The network begins as the text-to-video teacher with zero columns for mask and image in its patch
 embedding, so it makes the same videos until it has learned to look. What few steps and sparse
 attention changed in the text-to-video network is added to each expert, the former more strongly
-where that is better; the patch embedding, which has another shape, and the text encoder, which is
-frozen, stay. Captions tell a motion only: everything else is in the image. Clips show one object.
+where that is better, or replaced by ``rcm − base`` of its own. The patch embedding, which has
+another shape there, and the text encoder, which is frozen, stay. Captions tell a motion only:
+everything else is in the image. Clips show one object.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ from turbodiffusion.models.cards import MINI_I2V_TEACHER, ModelCard
 from turbodiffusion.train.config import TrainConfig, change
 from turbodiffusion.train.presets import FlowLoss
 from turbodiffusion.train.run import train
-from turbodiffusion.train.stages import settings_of
+from turbodiffusion.train.stages import distilled, settings_of
 from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
 from turbodiffusion.weights.load import load_dit
 from turbodiffusion.weights.merge import Merged
@@ -47,34 +50,37 @@ WEIGHTS: dict[str, float] = {"high": 1.0, "low": 1.0}
 
 @dataclass(frozen=True)
 class Part:
-    """One training: the network it starts from, its noise levels, its length and rate.
+    """One training: the network it starts from, its length, and what differs from the preset.
 
-    ``first_pool`` clips are encoded before it starts.
+    ``first_pool`` clips are encoded before it starts. Flow matching has noise levels and a rate.
     """
 
     name: str
     after: str
-    times: UniformShift | LogNormal | Restricted
     steps: int
-    lr: float
     seed: int
     first_pool: int
+    stage: str = "flow"
+    times: UniformShift | LogNormal | Restricted | None = None
+    lr: float = 0.0
 
 
 PARTS = (
-    Part("base", "start", UniformShift(3.0), 3000, 5e-4, 51, 4096),
-    Part(
-        "teacher_high", "base", Restricted(UniformShift(5.0), BOUNDARY, 1.0), 1500, 3e-4, 52, 2048
-    ),
-    Part("teacher_low", "base", Restricted(UniformShift(2.0), 0.0, BOUNDARY), 1500, 3e-4, 53, 2048),
-)
+    Part("base", "start", 3000, 51, 4096, times=UniformShift(3.0), lr=5e-4),
+    Part("teacher_high", "base", 1500, 52, 2048,
+         times=Restricted(UniformShift(5.0), BOUNDARY, 1.0), lr=3e-4),
+    Part("teacher_low", "base", 1500, 53, 2048,
+         times=Restricted(UniformShift(2.0), 0.0, BOUNDARY), lr=3e-4),
+)  # fmt: skip
+DISTILLED = Part("rcm", "base", 3000, 54, 2048, stage="rcm")
 
 
 def train_i2v(
     size: SizeRecipe, folder: Path, worker: Worker, run_minutes: float | None = None,
-    changes: Mapping[str, Any] | None = None, *, quiet: bool = False,
+    changes: Mapping[str, Any] | None = None, *, parts: Sequence[Part] = PARTS,
+    quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run or continue all of ``PARTS``; returns their reports by name, and ``complete``.
+    """Run or continue all of ``parts``; returns their reports by name, and ``complete``.
 
     A part that is finished and whose file is there is left as it is.
 
@@ -87,10 +93,10 @@ def train_i2v(
     if worker.rank == 0 and not file(size, folder, "i2v_start").exists():
         _write_start(size, folder, card)
     worker.wait_for_all()
-    own = {part.name for part in PARTS}
+    own = {part.name for part in parts}
     shared = {name: value for name, value in (changes or {}).items() if name not in own}
     began = time.monotonic()
-    for part in PARTS:
+    for part in parts:
         left = None if run_minutes is None else run_minutes - (time.monotonic() - began) / 60
         if left is not None and left <= 0:
             break
@@ -99,22 +105,25 @@ def train_i2v(
         if not _train_part(size, folder, worker, part, config, left, quiet):
             break
     reports = read_report(size, folder).get("i2v", {})
-    done = all(reports.get(part.name, {}).get("complete") for part in PARTS)
-    return {"complete": done, **reports}
+    chosen = {part.name: reports[part.name] for part in parts if part.name in reports}
+    done = all(chosen.get(part.name, {}).get("complete") for part in parts)
+    return {"complete": done, **chosen}
 
 
 def part_config(
     size: SizeRecipe, part: Part, folder: Path, worker: Worker, card: ModelCard
 ) -> TrainConfig:
     """Settings of one part, in a folder of its own below ``folder``."""
-    return replace(
-        settings_of("flow", "mini"),
+    config = replace(
+        settings_of(part.stage, "mini"),
         preset=size_name(size), card=card.name, init=str(file(size, folder, f"i2v_{part.after}")),
         out=str(folder / f"i2v_{part.name}"), data="world", seed=part.seed, steps=part.steps,
         latent_frames=0, compile=worker.compile, keep=1, sample_every=0,
-        loss=FlowLoss(part.times),
-        optim=replace(settings_of("flow", "mini").optim, lr=part.lr, warmup=100),
     )  # fmt: skip
+    if part.times is None:
+        return config
+    optim = replace(config.optim, lr=part.lr, warmup=100)
+    return replace(config, loss=FlowLoss(part.times), optim=optim)
 
 
 def _train_part(
@@ -135,12 +144,13 @@ def _train_part(
     report = {
         "complete": ran["complete"], "steps": ran["steps"], "seconds": ran["seconds"],
         "broken": ran["broken"], "batch": config.batch, "lr": config.optim.lr,
-        "times": str(part.times), "seed": config.seed, "clips": source.pool.added,
+        "loss": str(config.loss), "seed": config.seed, "clips": source.pool.added,
         "processes": ran["processes"], **machine(worker.device),
     }  # fmt: skip
     if worker.rank == 0:
         network = Converted(open_network(Path(config.out)))
-        _save(size, folder, part.name, network, card.name, report)
+        name = card.name.removesuffix("-teacher") if distilled(config) else card.name
+        _save(size, folder, part.name, network, name, report)
         update_report(size, folder, i2v={**reports, part.name: report})
     worker.wait_for_all()
     return bool(ran["complete"])
@@ -166,16 +176,21 @@ def make_i2v_turbo(
         WeightsError: a stage before this one has not been run.
     """
     chosen = {**WEIGHTS, **(weights or {})}
-    names = ("t2v_rcm", "t2v_sla", "t2v_teacher")
-    rcm, sla, teacher = (Converted(open_network(find_part(size, folder, p))) for p in names)
+    own = file(size, folder, f"i2v_{DISTILLED.name}").exists()
+    few, many = ("i2v_rcm", "i2v_base") if own else ("t2v_rcm", "t2v_teacher")
+    rcm, before, sla, teacher = (
+        Converted(open_network(find_part(size, folder, part)))
+        for part in (few, many, "t2v_sla", "t2v_teacher")
+    )
     reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
     merged: dict[str, Any] = {}
     student = i2v_card(size).name.removesuffix("-teacher")
     for expert, weight in chosen.items():
         base = Converted(open_network(find_part(size, folder, f"i2v_teacher_{expert}")))
-        made = Merged(Merged(base, rcm, teacher, weight), sla, teacher, 1.0)
+        made = Merged(Merged(base, rcm, before, weight), sla, teacher, 1.0)
         report = {
-            "merge": f"{expert} + {weight:g}·(rcm − teacher) + (sla − teacher)", "weight": weight,
+            "merge": f"{expert} + {weight:g}·({few} − {many}) + (t2v_sla − t2v_teacher)",
+            "weight": weight,
             "merged": made.report.lines(), **reports.get(f"teacher_{expert}", {}),
         }  # fmt: skip
         merged[expert] = report
