@@ -76,12 +76,12 @@ def test_large_scores_do_not_overflow(triton_form, device):
 
 
 @DEVICES
-@pytest.mark.parametrize("peel", [True, False])
-def test_the_last_keys_apart_or_masked_in_the_loop(peel, triton_form, device):
+@pytest.mark.parametrize(("peel", "parts"), [(True, 1), (False, 1), (True, 2), (False, 4)])
+def test_the_last_keys_apart_or_masked_in_the_loop(peel, parts, triton_form, device):
+    """Also with the rows in parts, of which the last ones are empty."""
     q, k, v = qkv(40, 150, 2, 16, torch.float32, device)
-    expected = naive.attention(q, k, v)
     for keys in (150, 96, 20):
-        config = AttentionConfig(16, 32, 4, 2, peel)
+        config = AttentionConfig(16 * parts, 32, 4, 2, peel, parts)
         out, lse = triton().attend(q, k[:, :keys], v[:, :keys], config=config)
         expected = naive.attention(q, k[:, :keys], v[:, :keys])
         assert error(out, expected) < 1e-5

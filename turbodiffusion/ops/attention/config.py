@@ -18,6 +18,7 @@ class AttentionConfig:
         tile_q: queries of a product; ``tile_k`` keys. Powers of two, at least 16.
         num_stages: loads of keys and values under way, in tiles.
         peel: visit the last tile of a list apart, so that no other needs a mask.
+        parts: pieces of the queries with a product each, which share keys and values.
     """
 
     tile_q: int
@@ -25,6 +26,7 @@ class AttentionConfig:
     num_warps: int
     num_stages: int
     peel: bool = False
+    parts: int = 1
 
     @classmethod
     def forward(cls, capability: Capability, width: int, itemsize: int) -> AttentionConfig:
@@ -59,7 +61,8 @@ class AttentionConfig:
         pair = pairs and 2 * block_k == self.tile_k and block_k >= 16
         tile_k = self.tile_k if pair else min(self.tile_k, max(16, ceil_power(block_k)))
         warps = self.num_warps if tile_q * tile_k >= 64 * 64 else min(self.num_warps, 4)
-        return replace(self, tile_q=tile_q, tile_k=tile_k, num_warps=warps)
+        parts = self.parts if tile_q == self.tile_q else 1
+        return replace(self, tile_q=tile_q, tile_k=tile_k, num_warps=warps, parts=parts)
 
 
 def ceil_power(n: int) -> int:
@@ -74,8 +77,11 @@ def candidates(capability: Capability, width: int = 128) -> list[AttentionConfig
         (64, 64, 4, 2), (64, 64, 4, 3), (128, 128, 8, 2), (64, 128, 4, 2),
     ]  # fmt: skip
     limit = 101376 if capability in SMALL_MEMORY else 166912 if capability < (9, 0) else 232448
-    return [
-        AttentionConfig(*shape, peel=capability in ((9, 0), (10, 0)))
+    hopper = capability == (9, 0)
+    found = [
+        AttentionConfig(*shape, peel=hopper or capability == (10, 0))
         for shape in shapes
         if 2 * width * (shape[0] + 2 * shape[1] * shape[3]) <= limit
     ]
+    # Without a tile apart, whose memory is its own, two programs fit a multiprocessor.
+    return found + [AttentionConfig(128, 64, 4, 2, parts=2)] * hopper

@@ -7,10 +7,18 @@ mask. That is for GPUs whose matrix units wait for the softmax; elsewhere a mask
 the second copy of the body costs registers. The
 softmax runs in base 2 with the scale folded into one multiplication, sums and products in float32.
 
+The rows of a tile are cut into ``PARTS`` that share the keys: with two of 64 rows four warps have
+registers for 128 rows, and two programs fit a Hopper multiprocessor, one's products beside the
+other's softmax, without reading keys and values twice as often.
+
 The unit of a list is a *block* of ``BLOCK_K`` keys, that of a product a *tile* of ``TILE_K`` keys:
 either ``SPLIT`` tiles make a block, or ``GROUP`` (1 or 2) blocks make a tile. In the loop the next
 block's index is fetched one turn ahead, which keeps its latency out of the address arithmetic.
 """
+
+# Tuples grow by addition, since Triton knows no unpacking; each stage of a loop has its own type.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment, var-annotated"
 
 from __future__ import annotations
 
@@ -76,13 +84,40 @@ def tile_mask(
 
 
 @triton.jit
+def attend_tile(
+    b_qs, outs, tops, sums, b_k, b_v, m_k, scale,
+    PARTS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys and values in the online softmax of all parts of the rows.
+
+    ``tops`` are finite from the start, so that the weights of keys that are not there are zero.
+    """
+    new_outs = ()
+    new_tops = ()
+    new_sums = ()
+    for j in tl.static_range(PARTS):
+        b_s = tl.dot(b_qs[j], tl.trans(b_k), input_precision=PRECISION)
+        if MASKED:
+            b_s = tl.where(m_k[None, :], b_s, float("-inf"))
+        b_new = tl.maximum(tops[j], tl.max(b_s, 1) * scale)
+        b_p = tl.exp2(b_s * scale - b_new[:, None])
+        b_a = tl.exp2(tops[j] - b_new)
+        b_o = outs[j] * b_a[:, None]
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)
+        new_outs = new_outs + (b_o,)
+        new_tops = new_tops + (b_new,)
+        new_sums = new_sums + (sums[j] * b_a + tl.sum(b_p, 1),)
+    return new_outs, new_tops, new_sums
+
+
+@triton.jit
 def attend_kernel(
     q, k, v, o, lse, lists, counts, state, key_sum, unit, bias,
     scale, L, S, N, tiles, kept,
     q_b, q_l, q_n, k_b, k_l, k_n, v_b, v_l, v_n, o_b, o_l, o_n,
     D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
-    SPARSE: tl.constexpr, COUNTED: tl.constexpr, PEEL: tl.constexpr,
+    PARTS: tl.constexpr, SPARSE: tl.constexpr, COUNTED: tl.constexpr, PEEL: tl.constexpr,
     LINEAR: tl.constexpr, FEATURE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (query blocks × ``tiles`` a block, B·N).
@@ -94,11 +129,12 @@ def attend_kernel(
     """
     i_tile, i_bn = tl.program_id(0), tl.program_id(1)
     i_b, i_n = (i_bn // N).to(tl.int64), (i_bn % N).to(tl.int64)
+    ROWS: tl.constexpr = TILE_Q // PARTS
     i_block = i_tile // tiles
-    o_q = i_block * BLOCK_Q + (i_tile % tiles) * TILE_Q + tl.arange(0, TILE_Q)
-    m_q = (o_q < L) & (o_q < (i_block + 1) * BLOCK_Q)
+    first = i_block * BLOCK_Q + (i_tile % tiles) * TILE_Q
+    end = tl.minimum(L, (i_block + 1) * BLOCK_Q)
     o_d = tl.arange(0, D)
-    p_q = q + i_b * q_b + i_n * q_n + o_q[:, None].to(tl.int64) * q_l + o_d[None, :]
+    p_q = q + i_b * q_b + i_n * q_n
     p_k, p_v = k + i_b * k_b + i_n * k_n, v + i_b * v_b + i_n * v_n
     i_row = i_bn.to(tl.int64) * (tl.num_programs(0) // tiles) + i_block
     p_list = lists + i_row * kept
@@ -107,8 +143,17 @@ def attend_kernel(
         entries = tl.load(counts + i_row).to(tl.int32) * SPLIT
     last = kept * SPLIT - 1  # the last entry that can be read
 
-    # [TILE_Q, D], [TILE_K, D]
-    b_q = tl.load(p_q, mask=m_q[:, None], other=0.0)
+    b_qs = ()
+    outs = ()
+    tops = ()
+    sums = ()
+    for j in tl.static_range(PARTS):
+        o_q = first + j * ROWS + tl.arange(0, ROWS)
+        p_rows = p_q + o_q[:, None].to(tl.int64) * q_l + o_d[None, :]
+        b_qs = b_qs + (tl.load(p_rows, mask=(o_q < end)[:, None], other=0.0),)  # [ROWS, D]
+        outs = outs + (tl.zeros((ROWS, D), tl.float32),)
+        tops = tops + (tl.full((ROWS,), -1e30, tl.float32),)
+        sums = sums + (tl.zeros((ROWS,), tl.float32),)
     turns = (entries + GROUP - 1) // GROUP
     if PEEL:
         turns = tl.maximum(entries - 1, 0) // GROUP
@@ -126,17 +171,9 @@ def attend_kernel(
             tile_pointers(p_v, b_first, b_second, i_last, v_l, D, BLOCK_K, TILE_K, SPLIT, GROUP),
             mask=m_last[:, None], other=0.0,
         )  # fmt: skip
-        b_last = tl.dot(b_q, tl.trans(b_k_last), input_precision=PRECISION)
-        b_last = tl.where(m_last[None, :], b_last * scale, float("-inf"))
-        # Finite also where no key is there at all, so that its weights come out as zero.
-        b_m = tl.maximum(tl.max(b_last, 1), -1e30)
-        b_last = tl.exp2(b_last - b_m[:, None])
-        b_l = tl.sum(b_last, 1)
-        b_o = tl.dot(b_last.to(b_v_last.dtype), b_v_last, input_precision=PRECISION)
-    else:
-        b_m = tl.full((TILE_Q,), -1e30, tl.float32)
-        b_l = tl.zeros((TILE_Q,), tl.float32)
-        b_o = tl.zeros((TILE_Q, D), tl.float32)
+        outs, tops, sums = attend_tile(
+            b_qs, outs, tops, sums, b_k_last, b_v_last, m_last, scale, PARTS, True, PRECISION
+        )
 
     b_first = listed_block(p_list, 0, SPLIT, SPARSE)
     b_second = b_first
@@ -150,44 +187,45 @@ def attend_kernel(
         p_v_tile = tile_pointers(
             p_v, b_first, b_second, i_entry, v_l, D, BLOCK_K, TILE_K, SPLIT, GROUP
         )
+        m_k = tile_mask(b_first, b_second, i_entry, entries, S, BLOCK_K, TILE_K, SPLIT, GROUP)
         if PEEL:
             b_k, b_v = tl.load(p_k_tile), tl.load(p_v_tile)
         else:
-            m_k = tile_mask(b_first, b_second, i_entry, entries, S, BLOCK_K, TILE_K, SPLIT, GROUP)
             b_k = tl.load(p_k_tile, mask=m_k[:, None], other=0.0)
             b_v = tl.load(p_v_tile, mask=m_k[:, None], other=0.0)
         # What is fetched in the last turn is not used: any entry will do.
         b_first = listed_block(p_list, tl.minimum(i_entry + GROUP, last), SPLIT, SPARSE)
         if GROUP == 2:
             b_second = listed_block(p_list, tl.minimum(i_entry + 3, last), SPLIT, SPARSE)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        if not PEEL:
-            b_s = tl.where(m_k[None, :], b_s, float("-inf"))
-        b_new = tl.maximum(b_m, tl.max(b_s, 1) * scale)
-        b_p = tl.exp2(b_s * scale - b_new[:, None])
-        b_a = tl.exp2(b_m - b_new)
-        b_m = b_new
-        b_l = b_l * b_a + tl.sum(b_p, 1)
-        b_o = b_o * b_a[:, None]
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision=PRECISION)
+        outs, tops, sums = attend_tile(
+            b_qs, outs, tops, sums, b_k, b_v, m_k, scale, PARTS, not PEEL, PRECISION
+        )
 
-    tl.store(lse + i_bn.to(tl.int64) * L + o_q, b_m + tl.log2(b_l), mask=m_q)
-    b_l = tl.where(b_l > 0, b_l, 1.0)
-    if LINEAR:
-        # The numerator of the linear branch is added to a sum that already waits for its division.
-        # Loaded anew: kept from before the loop, the tile would fill registers throughout it.
-        b_x = tl.load(p_q, mask=m_q[:, None], other=0.0, eviction_policy="evict_first")
-        b_phi = feature_tile(b_x.to(tl.float32), FEATURE).to(b_x.dtype)
-        b_sum = tl.load(key_sum + i_bn * D + o_d)
-        b_z = (tl.sum(b_phi.to(tl.float32) * b_sum[None, :], 1) + 1e-5) * tl.load(unit + i_bn)
-        b_o = b_o * (b_z / b_l)[:, None]
-        o_s = i_bn * D * D + o_d[:, None] * D + o_d[None, :]
-        b_o = tl.dot(b_phi, tl.load(state + o_s), b_o, input_precision=PRECISION)
-        if b_x.dtype != tl.float32:
-            rest = state + tl.num_programs(1).to(tl.int64) * D * D
-            b_o = tl.dot(b_phi, tl.load(rest + o_s), b_o, input_precision=PRECISION)
-        b_o = b_o * (1.0 / b_z)[:, None] + tl.load(bias + o_d)[None, :]
-    else:
-        b_o = b_o * (1.0 / b_l)[:, None]
-    p_o = o + i_b * o_b + i_n * o_n + o_q[:, None].to(tl.int64) * o_l + o_d[None, :]
-    tl.store(p_o, b_o.to(o.dtype.element_ty), mask=m_q[:, None])
+    p_o = o + i_b * o_b + i_n * o_n
+    for j in tl.static_range(PARTS):
+        o_q = first + j * ROWS + tl.arange(0, ROWS)
+        m_q = o_q < end
+        o_row = o_q[:, None].to(tl.int64)
+        tl.store(lse + i_bn.to(tl.int64) * L + o_q, tops[j] + tl.log2(sums[j]), mask=m_q)
+        b_l = tl.where(sums[j] > 0, sums[j], 1.0)
+        if LINEAR:
+            # The numerator of the linear branch is added to a sum that already waits for its
+            # division. Loaded anew: kept from before the loop, the tile would fill registers.
+            b_x = tl.load(
+                p_q + o_row * q_l + o_d[None, :], mask=m_q[:, None], other=0.0,
+                eviction_policy="evict_first",
+            )  # fmt: skip
+            b_phi = feature_tile(b_x.to(tl.float32), FEATURE).to(b_x.dtype)
+            b_sum = tl.load(key_sum + i_bn * D + o_d)
+            b_z = (tl.sum(b_phi.to(tl.float32) * b_sum[None, :], 1) + 1e-5) * tl.load(unit + i_bn)
+            b_o = outs[j] * (b_z / b_l)[:, None]
+            o_s = i_bn * D * D + o_d[:, None] * D + o_d[None, :]
+            b_o = tl.dot(b_phi, tl.load(state + o_s), b_o, input_precision=PRECISION)
+            if b_x.dtype != tl.float32:
+                rest = state + tl.num_programs(1).to(tl.int64) * D * D
+                b_o = tl.dot(b_phi, tl.load(rest + o_s), b_o, input_precision=PRECISION)
+            b_o = b_o / b_z[:, None] + tl.load(bias + o_d)[None, :]
+        else:
+            b_o = outs[j] * (1.0 / b_l)[:, None]
+        p_rows = p_o + o_row * o_l + o_d[None, :]
+        tl.store(p_rows, b_o.to(o.dtype.element_ty), mask=m_q[:, None])

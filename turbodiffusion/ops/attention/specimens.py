@@ -42,8 +42,9 @@ def forward(
         {
             "D": width, "BLOCK_Q": block_q, "BLOCK_K": block_k,
             "TILE_Q": config.tile_q, "TILE_K": config.tile_k, "SPLIT": -(-block_k // config.tile_k),
-            "GROUP": -(-config.tile_k // block_k), "SPARSE": blocks is not None,
-            "COUNTED": counted, "PEEL": config.peel and config.tile_k % block_k == 0,
+            "GROUP": -(-config.tile_k // block_k), "PARTS": config.parts,
+            "SPARSE": blocks is not None, "COUNTED": counted,
+            "PEEL": config.peel and config.tile_k % block_k == 0,
             "LINEAR": feature is not None, "FEATURE": feature or "none",
             "PRECISION": precision(dtype),
         },

@@ -97,6 +97,7 @@ def attend(
     lse = torch.empty(b, n, length, dtype=torch.float32, device=q.device)
     geometry, query_blocks = _geometry(config, lists, length)
     tiles = geometry.pop("tiles")
+    parts = config.parts if geometry["TILE_Q"] == config.tile_q else 1
     exact = geometry["GROUP"] * geometry["BLOCK_K"] == geometry["TILE_K"]
     blocks, counts = (q, None) if lists is None else (lists.blocks, lists.counts)
     kept = -(-s // geometry["BLOCK_K"]) if lists is None else blocks.shape[-1]
@@ -110,7 +111,7 @@ def attend(
             lse if counts is None else counts.contiguous(), state, key_sum, unit, bias,
             score_scale(d), length, s, n, tiles, kept,
             *strides(q), *strides(k), *strides(v), *strides(out),
-            D=d, **geometry, SPARSE=lists is not None, COUNTED=counts is not None,
+            D=d, **geometry, PARTS=parts, SPARSE=lists is not None, COUNTED=counts is not None,
             LINEAR=linear is not None, FEATURE=linear.feature_map if linear else "none",
             PEEL=config.peel and exact, PRECISION=precision(q.dtype),
             num_warps=config.num_warps, num_stages=config.num_stages,
