@@ -21,8 +21,10 @@ from tests.train import runs
 from tests.train.runs import curve, settings
 from turbodiffusion.errors import CapacityError, TurboDiffusionError
 from turbodiffusion.train import checkpoints as saving
+from turbodiffusion.train.config import TrainConfig
 from turbodiffusion.train.losses import LossParts, Phase
 from turbodiffusion.train.run import open_trainer
+from turbodiffusion.train.stopping import Stopping
 from turbodiffusion.train.trainer import Trainer
 
 
@@ -35,7 +37,7 @@ def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {n: (v.to_local() if hasattr(v, "to_local") else v).clone() for n, v in flat.items()}
 
 
-@pytest.mark.parametrize("stage", ["flow", "sla", "rcm"])
+@pytest.mark.parametrize("stage", ["flow", "sla", "sla-flow", "rcm"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(alone, tmp_path: Path, stage: str):
     config = settings(stage, tmp_path / "once")
     once = open_trainer(config, alone, quiet=True)
@@ -102,27 +104,61 @@ def poisoned(trainer: Trainer, iteration: int) -> Phase:
     return replace(phase, closures=(closure,))
 
 
+class Poisoned:
+    """An objective whose losses are not finite in some iterations."""
+
+    def __init__(self, plain, iterations) -> None:
+        self.plain, self.networks, self.iterations = plain, plain.networks, iterations
+
+    def phase(self, iteration: int) -> Phase:
+        phase = self.plain.phase(iteration)
+        if iteration not in self.iterations:
+            return phase
+
+        def closure(batch, generator) -> LossParts:
+            return LossParts(phase.closures[0](batch, generator).loss * math.inf)
+
+        return replace(phase, closures=(closure,))
+
+
 def test_too_many_broken_steps_end_the_run_with_advice(alone, tmp_path: Path):
     config = settings("flow", tmp_path, steps=9, bad_steps=3, save_every=0)
     trainer = open_trainer(config, alone, quiet=True)
-    plain = trainer.objective
-    trainer.objective = type("Poisoned", (), {
-        "networks": plain.networks, "phase": lambda self, i: poisoned_plain(plain, i),
-    })()  # fmt: skip
+    trainer.objective = Poisoned(trainer.objective, range(9))
     with pytest.raises(TurboDiffusionError, match="3 steps in a row") as error:
         trainer.run()
     assert error.value.code == "train-broken" and "optim.lr" in error.value.fix
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["loss"] is None and last["broken"] == 2
+    assert last["loss"] is None and last["broken"] == 2 and last["unstable"] == 1
 
 
-def poisoned_plain(objective, iteration: int) -> Phase:
-    phase = objective.phase(iteration)
+def test_a_run_that_broke_loses_nothing(alone, tmp_path: Path):
+    """It goes on from before the first broken step, and becomes the run that never broke."""
+    config = settings("flow", tmp_path / "once", steps=6, save_every=1, keep=2)
+    once = open_trainer(config, alone, quiet=True)
+    once.run()
+    config = replace(config, out=str(tmp_path / "broke"), bad_steps=3)
+    broke = open_trainer(config, alone, quiet=True)
+    broke.objective = Poisoned(broke.objective, range(2, 6))
+    with pytest.raises(TurboDiffusionError, match="the last is step 4"):
+        broke.run()
+    again = open_trainer(config, alone, quiet=True)
+    assert (again.iteration, again.broken) == (2, 0)
+    again.run()
+    assert curve(tmp_path / "broke") == curve(tmp_path / "once")
+    ours, theirs = whole(again), whole(once)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
-    def closure(batch, generator) -> LossParts:
-        return LossParts(phase.closures[0](batch, generator).loss * math.inf)
 
-    return replace(phase, closures=(closure,))
+def test_a_checkpoint_that_was_due_is_written_after_the_broken_steps(alone, tmp_path: Path):
+    config = settings("flow", tmp_path, steps=5, save_every=2, keep=9)
+    trainer = open_trainer(config, alone, quiet=True)
+    trainer.objective = Poisoned(trainer.objective, (1, 2))
+    saved = []
+    save = trainer.save
+    trainer.save = lambda: saved.append(trainer.iteration) or save()
+    report = trainer.run()
+    assert saved == [4, 5] and report["broken"] == 2  # due at 2; then 4, and the end
 
 
 def test_no_space_is_seen_before_writing(alone, tmp_path: Path, monkeypatch):
@@ -164,15 +200,20 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(alone, tmp_path: Path):
     assert open_trainer(config, alone, quiet=True).iteration == 2
 
 
-def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path):
-    config = settings("flow", tmp_path, steps=10_000, save_every=2)
-    path = tmp_path / "given.json"
+def started(config: TrainConfig) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    path = Path(config.out) / "given.json"
     path.write_text(json.dumps(config.as_json()))
     words = ["-m", "turbodiffusion", "train", "flow", "--config", str(path), "--device", "cpu"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
+
+
+def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path):
+    config = settings("flow", tmp_path, steps=10_000, save_every=2)
+    process = started(config)
     folder, partial = tmp_path / "checkpoints", False
     deadline = time.monotonic() + 60
     try:
@@ -193,3 +234,38 @@ def test_a_killed_run_loses_at_most_one_interval(tmp_path: Path):
         again.config = replace(config, steps=again.iteration + 2)
         again.run()
     assert not list(folder.glob("*.partial"))
+
+
+def test_an_interrupted_run_ends_its_step_and_saves(tmp_path: Path):
+    config = settings("flow", tmp_path, steps=10_000, save_every=0)
+    process = started(config)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Stopping after this step" in errors and "Traceback" not in errors
+    done = len(curve(tmp_path))
+    with runs.alone() as ranks:
+        assert open_trainer(config, ranks, quiet=True).iteration == done > 0
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_the_first_signal_is_noted_and_the_second_acts(number: int, ends: type[BaseException]):
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        with Stopping(quiet=True) as stopping:
+            assert not stopping.asked()
+            signal.raise_signal(number)
+            assert stopping.asked() and not seen
+            signal.raise_signal(number)
+            assert seen == [number]
+        with pytest.raises(ends) as error:
+            stopping.end()
+        assert ends is KeyboardInterrupt or error.value.code == 143
+    finally:
+        signal.signal(number, before)

@@ -25,6 +25,7 @@ from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
 from turbodiffusion.train.sources import Source, latent_shape, open_source
 from turbodiffusion.train.stages import attention_of, distilled, empty_network, roles
+from turbodiffusion.train.stopping import Stopping
 from turbodiffusion.train.trainer import Trainer
 from turbodiffusion.train.work import forward_operations, peak, training_operations
 
@@ -129,6 +130,9 @@ def train(
 
     Writes ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, when asked, ``samples/`` and
     ``tensorboard/`` into ``config.out``.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: the run was interrupted, and a checkpoint written.
     """
     ranks = processes.start(device, shard=config.parallel.shard, context=config.parallel.context)
     try:
@@ -136,8 +140,12 @@ def train(
         if ranks.first:
             path = Path(config.out) / "config.json"
             path.write_text(json.dumps(config.as_json(), indent=1) + "\n", "utf-8")
-        report = trainer.run()
+        with Stopping(quiet=quiet or not ranks.first) as stopping:
+            report = trainer.run(stopping.asked)
+        stopped = ranks.any(stopping.asked())
         ranks.wait()  # whoever leaves first breaks the exchanges of the others
+        if stopped:
+            stopping.end()
         return report
     finally:
         processes.leave()

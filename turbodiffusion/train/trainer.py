@@ -103,13 +103,17 @@ class Trainer:
         self.checkpoints.save(self.iteration, self._tensors(), trainer)
         self.saved = self.iteration
 
-    def run(self) -> dict[str, Any]:
-        """Train until the last step, or the end of this run's minutes; returns a report."""
+    def run(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Train until the last step, the end of this run's minutes, or ``stop()`` in any process.
+
+        Returns a report. While gradients are broken no checkpoint is written: should the weights
+        have run away, those from before are the ones to keep.
+        """
         config, start, before = self.config, time.monotonic(), self.seconds
         limit = config.minutes * 60 if config.minutes else math.inf
-        norm = math.nan
+        due = False
         while self.iteration < config.steps:
-            if self.ranks.any(time.monotonic() - start >= limit):
+            if self.ranks.any(stop() or time.monotonic() - start >= limit):
                 break
             phase = self.objective.phase(self.iteration)
             norm = self.step(phase)
@@ -121,7 +125,9 @@ class Trainer:
                 self.progress.restart()
             if self._due(config.log_every):
                 self._log(phase, norm)
-            if self._due(config.save_every):
+            due = due or self._due(config.save_every)
+            if due and not self.broken_in_row:
+                due = False
                 self.save()
                 self.progress.restart()
         self.save()
