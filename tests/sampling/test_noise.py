@@ -35,6 +35,15 @@ def test_a_video_does_not_depend_on_how_many_there_are() -> None:
     assert not torch.equal(batch[0], batch[1])
 
 
+def test_many_videos_are_drawn_as_few_are() -> None:
+    """In threads, whose order must not matter; generators advance as one after the other."""
+    many, few = make_generators(5, 40), make_generators(5, 40)
+    for _ in range(2):
+        together = draw_noise((40, 2, 3, 4), many)
+        apart = torch.cat([draw_noise((1, 2, 3, 4), [one]) for one in few])
+        assert torch.equal(together, apart)
+
+
 def test_one_video_is_the_plain_stream_of_its_seed() -> None:
     plain = torch.randn((1, *SHAPE[1:]), generator=torch.Generator().manual_seed(5))
     assert torch.equal(draw_noise((1, *SHAPE[1:]), 5), plain)

@@ -95,7 +95,7 @@ class Evaluation:
             pipe = networks.pipeline(sampled[0])
             context, negative = pipe.encode_prompts(batch.prompts), pipe.encode_prompts([""])
         for row in self.rows:
-            if not row.part and (batch.scenes is None or batch.repeats):
+            if self._leaves_out(row, batch):
                 continue
             tally = self.tallies[row.name]
             if row.part:
@@ -107,6 +107,14 @@ class Evaluation:
             self._hand_over(row, tally, batch, made, done.get(row.reference))
             if first and row.part and row.few_step and row.reference in done:
                 tally.step_cosines += self._step_cosines(row, batch, context)
+
+    @staticmethod
+    def _leaves_out(row: Row, batch: Batch) -> bool:
+        """Rendered rows need scenes; diversity is asked of samplers, not of a slow row's
+        attention."""
+        if not row.part:
+            return batch.scenes is None
+        return batch.repeats and not row.few_step and row.attention != "dense"
 
     def _sample(
         self, row: Row, tally: RowTally, batch: Batch, context: Tensor, negative: Tensor | None
