@@ -266,6 +266,7 @@ def test_what_is_not_used_is_named(
     assert set(lora.unmatched) == set(unused)
     reasons = {key: lora.unmatched[key] for key in unused}
     assert reasons["lora_unet_blocks_9_ffn_0.lora_up.weight"] == "no such part of this network"
+    assert reasons["lora_te_text_model_layers_0_q.lora_up.weight"] == "no such part of this network"
     assert reasons["lora_unet_blocks_1_ffn_0.lora_down.weight"] == "another shape"
     assert reasons["lora_unet_blocks_0_ffn_2.lora_up.weight"] == "half of a product"
     assert reasons["extra"] == "no part of a change"
@@ -298,7 +299,7 @@ def test_loras_that_cannot_be_used(base: Path, tmp_path: Path) -> None:
     fails("lora-kind", lambda: opened(base, {**product, "x.dora_scale": one}))
     fails("lora-kind", lambda: opened(base, {"blocks.0.ffn.0.weight": one}))
     error = fails("lora-nothing", lambda: opened(base, product))
-    assert "no such part of this network" in error.message
+    assert "2 (no such part of this network): x.lora_A.weight" in error.message
     int8 = write_synthetic(DIT, tmp_path / "int8.pth", True, sla=False)
     words = ["merge", str(int8), str(tmp_path / "o.pth"), "--lora"]
     file = write_lora(tmp_path / "l.safetensors", NAMINGS["comfyui"],

@@ -31,8 +31,10 @@ class Adapted:
 
     def lines(self) -> list[str]:
         """For people."""
-        return [line for lora, strength in self.loras
-                for line in (lora.line(strength), *lora.unmatched_lines())]  # fmt: skip
+        rows = []
+        for lora, strength in self.loras:
+            rows += [lora.line(strength), *(f"unused   {text}" for text in lora.leftovers())]
+        return rows
 
     def elements(self, name: str, start: int, stop: int) -> Tensor:
         values = self.base.elements(name, start, stop)

@@ -81,12 +81,12 @@ class LoRA:
             f"({self.dialect} naming{ranks}, strength {strength:g})"
         )
 
-    def unmatched_lines(self) -> list[str]:
+    def leftovers(self) -> list[str]:
+        """Keys that change nothing, counted and named by reason."""
         reasons: dict[str, list[str]] = {}
         for key, reason in self.unmatched.items():
             reasons.setdefault(reason, []).append(key)
-        return [f"unused   {len(keys)} ({why}): {some(tuple(keys))}"
-                for why, keys in reasons.items()]  # fmt: skip
+        return [f"{len(keys)} ({why}): {some(tuple(keys))}" for why, keys in reasons.items()]
 
 
 def open_lora(path: str | Path, network: Spec, expert: str = "") -> LoRA:
@@ -119,8 +119,7 @@ def open_lora(path: str | Path, network: Spec, expert: str = "") -> LoRA:
     if not lora.changes:
         raise WeightsError(
             "lora-nothing",
-            f"Nothing in {header.path} fits the network: "
-            f"{'; '.join(lora.unmatched_lines()) or 'it is empty'}.",
+            f"Nothing in {header.path} fits the network: {'; '.join(lora.leftovers())}.",
             "Use a LoRA that was trained on this model; `turbodiffusion inspect` shows the sizes.",
         )
     return lora
@@ -175,6 +174,9 @@ def _assign(
     lora: LoRA, parts: Mapping[str, str], module: str, bare: str, network: Spec, alphas: _Alphas
 ) -> None:
     """Turn the parts of one module into changes, or say why not."""
+    if not module:
+        lora.unmatched |= dict.fromkeys(parts.values(), "no such part of this network")
+        return
     tensors = lora.header.tensors
     down, up = parts.get("down"), parts.get("up")
     rank = tensors[down].shape[0] if down else 0
@@ -191,7 +193,7 @@ def _assign(
     for key in {up, down} - used - {None}:
         lora.unmatched[str(key)] = "half of a product"
     for name, change, keys in targets:
-        spec = network.get(name) if module else None
+        spec = network.get(name)
         if spec is None:
             reason = "no such part of this network"
         elif math.prod(spec.shape) != _elements(lora.header, change, spec.shape):
