@@ -137,9 +137,14 @@ def test_judge_checks_gates_and_prompts(capsys, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("turbodiffusion.mini.rows.PACKAGED", weights)
     words = ["judge", "--size", "micro", "--weights", weights, "--device", "cpu", "--real", 0]
     words += ["--steps", 1, "--guidance", 1]
-    code, out, _ = call(capsys, *words, "--rows", "vae", "--samples", 1, "--gates")
+    saved = tmp_path / "out" / "result.json"
+    code, out, _ = call(capsys, *words, "--rows", "vae", "--samples", 1, "--gates", "--save", saved)
     assert code == 1, "random weights reconstruct nothing"
     assert "FAILS" in out and "not measured" in out
+    again = call(capsys, "judge", "--size", "micro", "--load", saved, "--gates")
+    assert again[:2] == (1, out), "a saved result is printed and checked as a fresh one"
+    code, _, err = call(capsys, "judge", "--size", "micro", "--load", tmp_path / "no.json")
+    assert code == 2 and "mini-result" in err
     file = tmp_path / "prompts.txt"
     file.write_text("A red circle, moving left.\n\na purple dog\nblue cross growing\n", "utf-8")
     picture = tmp_path / "rows.png"

@@ -6,8 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from turbodiffusion.errors import UsageError
+
+if TYPE_CHECKING:
+    from turbodiffusion.mini.recipe import SizeRecipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,44 +57,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--record", action="store_true", help="store the table in the report file")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="also write the result as JSON to a file"
+    )
+    parser.add_argument(
+        "--load", type=Path, metavar="FILE",
+        help="print, check or record a result that --save wrote, measuring nothing",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and check the gates where that is asked."""
-    from turbodiffusion.cli.mini import check_picture, listed, size_of
+    from turbodiffusion.cli.mini import check_picture, size_of
     from turbodiffusion.mini import gates
     from turbodiffusion.mini.export import PACKAGED
-    from turbodiffusion.mini.quality import Options, measure_quality
     from turbodiffusion.mini.report import record
     from turbodiffusion.mini.table import tables
 
-    # Everything is checked before the first row: a row may take an hour.
-    objects = [int(n) for n in listed(args.objects, ("1", "2"), "--objects")]
     if args.sheet:
         check_picture(args.sheet, "--sheet")
-    options = Options(
-        folder=args.weights, device=args.device, rows=[w.strip() for w in args.rows.split(",")],
-        samples=args.samples, objects=objects, prompts=_lines(args.prompts), batch=args.batch,
-        real=args.real, repeated=args.repeated, workers=args.workers, minutes=args.minutes,
-        topk=args.topk, steps=args.steps, guidance=args.guidance,
-    )  # fmt: skip
+    if args.sheet and args.load:
+        raise UsageError("mini-result", "A stored result has no videos that --sheet could draw.",
+                         "Leave --load or --sheet out.")  # fmt: skip
     size = size_of(args)
-    result, evaluation = measure_quality(size, options, lambda text: print(text, file=sys.stderr))
+    result = _load(args.load) if args.load else _measure(args, size)
     found = gates.gates(result) if args.gates else []
     if args.gates:
         result["gates"] = gates.as_json(found)
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        args.save.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     if args.record:
         print(f"Stored in {record(size, args.weights or PACKAGED, result)}", file=sys.stderr)
-    if args.sheet:
-        from turbodiffusion.mini.sheet import draw_rows
-
-        print(f"Drawn: {draw_rows(evaluation, args.sheet)}", file=sys.stderr)
     for one in result.get("not_judged", ()):
         print(f"not judged: {one['prompt']!r} ({one['reason']})", file=sys.stderr)
     print(json.dumps(result, indent=1) if args.json else tables(result))
     if found and not args.json:
         print("\n" + gates.report(found))
     return 1 if any(gate.holds is False for gate in found) else 0
+
+
+def _measure(args: argparse.Namespace, size: SizeRecipe) -> dict[str, Any]:
+    """Run the rows, and draw the sheet of them."""
+    from turbodiffusion.cli.mini import listed
+    from turbodiffusion.mini.quality import Options, measure_quality
+
+    # Everything is checked before the first row: a row may take an hour.
+    objects = [int(n) for n in listed(args.objects, ("1", "2"), "--objects")]
+    options = Options(
+        folder=args.weights, device=args.device, rows=[w.strip() for w in args.rows.split(",")],
+        samples=args.samples, objects=objects, prompts=_lines(args.prompts), batch=args.batch,
+        real=args.real, repeated=args.repeated, workers=args.workers, minutes=args.minutes,
+        topk=args.topk, steps=args.steps, guidance=args.guidance,
+    )  # fmt: skip
+    result, evaluation = measure_quality(size, options, lambda text: print(text, file=sys.stderr))
+    if args.sheet:
+        from turbodiffusion.mini.sheet import draw_rows
+
+        print(f"Drawn: {draw_rows(evaluation, args.sheet)}", file=sys.stderr)
+    return result
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A result that ``--save`` wrote."""
+    try:
+        result = json.loads(path.read_text("utf-8"))
+        if not isinstance(result, dict) or not {"rows", "whole", "weights"} <= result.keys():
+            raise ValueError("no rows in it")
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            "mini-result",
+            f"{path} is no result of `mini judge --save` ({error}).",
+            "Give the file that --save wrote.",
+        ) from error
+    return dict(result)
 
 
 def _lines(path: Path | None) -> list[str] | None:

@@ -7,6 +7,7 @@ processes judge while the device goes on; they see numpy arrays only and never t
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -75,6 +76,8 @@ class Judges:
             # Not fork: a process that has used a GPU or threads cannot be copied safely.
             self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
         self._most = 6 * workers
+        self.waited = 0.0
+        """Seconds that making videos stood still for judging."""
         self._waiting: deque[tuple[Future[list[Observation]], Sink]] = deque()
 
     def __enter__(self) -> Judges:
@@ -111,5 +114,8 @@ class Judges:
 
     def _next(self) -> None:
         task, sink = self._waiting.popleft()
-        for observation in task.result():
+        start = time.monotonic()
+        found = task.result()
+        self.waited += time.monotonic() - start
+        for observation in found:
             sink(observation)

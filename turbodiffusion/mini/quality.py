@@ -102,10 +102,12 @@ def measure_quality(
         extra = repeated_batches(repeated, batch) if repeated else []
         order = _shuffle_in(batches, extra)
         done = evaluation.run(order, deadline)
+    progress(f"done in {time.monotonic() - started:.0f} s, {judges.waited:.0f} s of it waiting for "
+             "judges")  # fmt: skip
     result = report.as_json(
         evaluation, real, batch=batch, repeated_prompts=repeated, complete=done == len(order),
-        seconds=round(time.monotonic() - started, 1), topk=options.topk, steps=options.steps,
-        guidance=options.guidance,
+        seconds=round(time.monotonic() - started, 1), waited=round(judges.waited, 1),
+        topk=options.topk, steps=options.steps, guidance=options.guidance,
     )  # fmt: skip
     if options.prompts is not None:
         result["not_judged"] = [{"prompt": text, "reason": why} for text, why in left]

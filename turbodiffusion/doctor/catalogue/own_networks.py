@@ -81,6 +81,8 @@ ENTRIES = (
     own("mini-list", "A list has a word that it cannot have.", "Use those in the message."),
     own("mini-prompts", "None of the prompts that were given can be judged.",
         run("See which words belong to the world.", "turbodiffusion mini world")),
+    own("mini-result", "This is no stored result of the judge.",
+        "Give the file that `mini judge --save` wrote."),
     own("mini-speed-command", "A command that was timed failed.",
         "Run the command in the message alone to see why."),
     own("mini-sheet-format", "A contact sheet is a picture.", "Use a name such as sheet.png."),
