@@ -41,18 +41,50 @@ def test_the_published_layout(tmp_path: Path) -> None:
         assert torch.equal(found[prompt][0], latent) and torch.equal(found[prompt][1], embed)
 
 
-def test_merged_shards_with_folders_load(tmp_path: Path) -> None:
-    buffers = [io.BytesIO(), io.BytesIO()]
-    for buffer, value in zip(buffers, values(5)[:2], strict=True):
-        torch.save(value, buffer)
-    with tarfile.open(tmp_path / "merged.tar", "w") as archive:
-        data = (*(b.getvalue() for b in buffers), b"a ball")
-        for name, raw in zip(("latent.pt", "embed.pt", "prompt.txt"), data, strict=True):
-            info = tarfile.TarInfo(f"000000005/000000005.{name}")
-            info.size = len(raw)
-            archive.addfile(info, io.BytesIO(raw))
-    latent, _, prompt = Shards(tmp_path).load(0)
-    assert prompt == "a ball" and torch.equal(latent, values(5)[0])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("prefix", ["", "./", "000000005/", "part-7/000000005/"])
+def test_shards_of_other_writers_load(tmp_path: Path, prefix: str, form: int) -> None:
+    """As webdataset names members: what belongs together differs behind the first dot only."""
+    with tarfile.open(tmp_path / "merged.tar", "w", format=form) as archive:
+        for number in (5, 6):
+            folder = tarfile.TarInfo(f"{prefix}folder-{number}/")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            latent, embed, prompt = values(number)
+            members = {"prompt.txt": prompt.encode(), "extra.json": b"{}"}
+            for name, value in (("embed.pt", embed), ("latent.pt", latent)):
+                torch.save(value, buffer := io.BytesIO())
+                members[name] = buffer.getvalue()
+            for name, raw in members.items():
+                info = tarfile.TarInfo(f"{prefix}{number:09d}.{name}")
+                info.size, info.mtime, info.uname = len(raw), 1_700_000_000, "bigdata"
+                archive.addfile(info, io.BytesIO(raw))
+    shards = Shards(tmp_path)
+    assert not shards.damaged and not shards.incomplete and len(shards) == 2
+    found = {prompt: latent for latent, _, prompt in map(shards.load, range(2))}
+    assert all(torch.equal(found[values(n)[2]], values(n)[0]) for n in (5, 6))
+
+
+def test_equal_keys_of_two_merged_sets_are_two_samples(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", 0, 1)
+    with tarfile.open(tmp_path / "both.tar", "w") as both, tarfile.open(one) as archive:
+        for name in ("a", "b"):
+            for member in archive.getmembers():
+                source = archive.extractfile(member)
+                info = tarfile.TarInfo(f"{name}/{member.name}")
+                info.size = member.size
+                both.addfile(info, source)
+    one.unlink()
+    assert [sample.key for sample in Shards(tmp_path).samples] == ["a/000000000", "b/000000000"]
+
+
+def test_a_header_that_cannot_be_read_is_no_end(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with path.open("r+b") as file:
+        file.seek(index_shard(path).samples[1].end)
+        file.write(b"junk" * 128)
+    shards = Shards(tmp_path)
+    assert len(shards) == 2 and len(shards.damaged) == 1 and "damaged at byte" in shards.damaged[0]
 
 
 # One byte less is only padding; the others cut the third sample.
