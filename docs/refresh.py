@@ -10,8 +10,9 @@ A block is marked by a comment, and everything inside its fence is replaced:
 ``turbodiffusion`` and ``python`` stand for this interpreter's, ``REPO`` for the checkout. Commands
 of one page run in one temporary folder, in order, so that a later one can use what an earlier one
 wrote. A command that fails is shown with its exit code, which pages about errors want.
-A block marked ``quality: micro`` gets
-the tables that ``turbodiffusion mini judge --record`` stored. ``python docs/refresh.py [PAGE …]``.
+A block marked ``quality: micro`` gets the
+tables that ``turbodiffusion mini judge --record`` stored, one marked ``speed: mini`` those of
+``mini speed --record``. ``python docs/refresh.py [PAGE …]``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
     r"(<!-- run: (?P<command>[^\n]+?) -->\n```console\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
-QUALITY = re.compile(
-    r"(<!-- quality: (?P<size>\w+) -->\n```\n).*?(^```$)", re.DOTALL | re.MULTILINE
+RECORD = re.compile(
+    r"(<!-- (?P<part>quality|speed): (?P<size>\w+) -->\n```\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
 BAR = re.compile(r"[^\n]*\r")
 
@@ -56,13 +57,15 @@ def output_of(command: str, folder: Path) -> str:
     return f"$ {command}\n{text.strip()}{code}"
 
 
-def quality_of(size: str) -> str:
-    """The tables that ``mini judge --record`` stored beside the weights of ``size``."""
+def record_of(part: str, size: str) -> str | None:
+    """The tables that were recorded beside the weights of ``size``; None where there are none."""
     sys.path.insert(0, str(ROOT))
-    from turbodiffusion.mini.table import tables
+    from turbodiffusion.mini import speed, table
 
     path = ROOT / "turbodiffusion" / "mini" / "weights" / f"{size}_report.json"
-    return tables(json.loads(path.read_text("utf-8"))["quality"])
+    show = {"quality": table.tables, "speed": speed.recorded_text}
+    recorded = json.loads(path.read_text("utf-8")).get(part)
+    return show[part](recorded) if recorded else None
 
 
 def refresh(page: Path) -> int:
@@ -75,8 +78,12 @@ def refresh(page: Path) -> int:
             count += 1
             return match[1] + output_of(match["command"], Path(folder).resolve()) + "\n" + match[3]
 
+        def restore(match: re.Match[str]) -> str:
+            shown = record_of(match["part"], match["size"])
+            return match[0] if shown is None else f"{match[1]}{shown}\n{match[4]}"
+
         text = BLOCK.sub(replace, page.read_text("utf-8"))
-        text = QUALITY.sub(lambda m: m[1] + quality_of(m["size"]) + "\n" + m[3], text)
+        text = RECORD.sub(restore, text)
     page.write_text(text, "utf-8")
     return count
 

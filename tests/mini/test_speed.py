@@ -1,5 +1,6 @@
 """Teacher and student in turns: what is timed, and how it is told."""
 
+import json
 import subprocess
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_command_that_fails_is_no_time(monkeypatch):
 def test_rows_without_a_sampler_are_refused():
     with pytest.raises(UsageError, match="truth"):
         measure(["truth"], ["denoising"])
+
+
+def test_times_are_kept_for_each_machine(tmp_path):
+    def stored(device, seconds):
+        rows = [{"row": "teacher", "network_calls": 100, "denoising": {"median": seconds}}]
+        machine = {"device": device, "threads": 2, "torch": "2.11"}
+        result = {"rows": rows, "aim": 20.0, "machine": machine}
+        return json.loads(speed.record(MICRO, tmp_path, result).read_text("utf-8"))["speed"]
+
+    stored("CPU (x86_64)", 27.0)
+    stored("a GPU", 0.5)
+    kept = stored("CPU (x86_64)", 28.0)
+    assert [r["rows"][0]["denoising"]["median"] for r in kept.values()] == [28.0, 0.5]
+    text = speed.recorded_text(kept)
+    assert text.splitlines()[0] == "CPU (x86_64), 2 thread(s), torch 2.11" and "0.500" in text
 
 
 def test_text():

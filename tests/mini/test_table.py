@@ -189,21 +189,25 @@ def test_recorded_rows_add_up_and_follow_their_weights(tmp_path):
         path = record(MICRO, tmp_path, result(list(given), **kind))
         return json.loads(path.read_text())
 
-    first = store(row("truth"), row("teacher"))
+    first = store(row("teacher"), row("rendered truth"))  # in the table's order afterwards
     assert first["vae"] == {"steps": 4}
-    assert first["quality"]["rows"] == [{**row(n), "machine": "m1"} for n in ("truth", "teacher")]
+    assert first["quality"]["rows"] == [
+        {**row(n), "machine": "m1"} for n in ("rendered truth", "teacher")
+    ]
     second = store(row("teacher", accuracy=0.9), row("teacher", "held_out"), machine="m2")
     assert [(r["row"], r["split"], r["colour"]) for r in second["quality"]["rows"]] == [
-        ("truth", "seen", 0.5), ("teacher", "seen", 0.9), ("teacher", "held_out", 0.5),
+        ("rendered truth", "seen", 0.5), ("teacher", "seen", 0.9), ("teacher", "held_out", 0.5),
     ]  # fmt: skip
     assert [r["machine"] for r in second["quality"]["rows"]] == ["m1", "m2", "m2"]
     assert second["quality"]["weights"] == {"vae": {"hash": "w1"}}
     whole = {"vae": {"hash": "w1"}, "dit": {"hash": "d"}}
-    path = record(MICRO, tmp_path, {**result([row("vae")]), "weights": whole})
+    path = record(MICRO, tmp_path, {**result([row("VAE reconstruction")]), "weights": whole})
     stored = json.loads(path.read_text())["quality"]
     assert len(stored["rows"]) == 4 and stored["weights"] == whole, "another part is no conflict"
-    third = store(row("vae"), weights="w2")
-    assert [r["row"] for r in third["quality"]["rows"]] == ["vae"], "old weights, old numbers"
+    third = store(row("VAE reconstruction"), weights="w2")
+    assert [r["row"] for r in third["quality"]["rows"]] == ["VAE reconstruction"], (
+        "old weights, old numbers"
+    )
 
 
 def test_recorded_rows_as_a_whole_and_differences_add_up_too(tmp_path):

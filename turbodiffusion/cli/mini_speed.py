@@ -25,20 +25,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kinds", default=",".join(KINDS), help=f"which times, of {','.join(KINDS)} (default all)"
     )
+    parser.add_argument("--record", action="store_true", help="store the times in the report file")
     parser.add_argument("--json", action="store_true", help="print the times as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Time and print."""
     from turbodiffusion.cli.mini import listed, size_of
+    from turbodiffusion.mini.export import PACKAGED
     from turbodiffusion.mini.rows import ROWS
-    from turbodiffusion.mini.speed import measure_speed, text
+    from turbodiffusion.mini.speed import measure_speed, record, text
 
     names = listed(args.rows, tuple(row.name for row in ROWS), "--rows")
     kinds = listed(args.kinds, KINDS, "--kinds")
+    size = size_of(args)
     result = measure_speed(
-        size_of(args), args.weights, args.device, names, args.repeats, kinds,
+        size, args.weights, args.device, names, args.repeats, kinds,
         lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
+    if args.record:
+        print(f"Stored in {record(size, args.weights or PACKAGED, result)}", file=sys.stderr)
     print(json.dumps(result, indent=1) if args.json else text(result))
     return 0

@@ -11,7 +11,7 @@ from turbodiffusion.mini.export import read_report, size_name, update_report
 from turbodiffusion.mini.metrics.latents import LatentSet
 from turbodiffusion.mini.metrics.shares import Paired
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.rows import PAIRS, TOLERANCE, Pair
+from turbodiffusion.mini.rows import PAIRS, ROWS, TOLERANCE, Pair
 from turbodiffusion.mini.runtime import machine
 from turbodiffusion.mini.tally import RowTally
 from turbodiffusion.pipeline.identity import WeightIdentity
@@ -95,5 +95,15 @@ def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
                 *({**row, "machine": result["machine"]} for row in result.get(part, ())),
             ]
         }
-        quality[part] = list(rows.values())
+        quality[part] = sorted(rows.values(), key=_place)
     return update_report(size, folder, quality=quality)
+
+
+def _place(row: dict[str, Any]) -> int:
+    """Where a row stands in the table, so that calls in any order make the same one."""
+    names = [one.shown for one in ROWS]
+    pairs = [(pair.later, pair.earlier) for pair in PAIRS]
+    if "later" in row:
+        key = row["later"], row["earlier"]
+        return pairs.index(key) if key in pairs else len(pairs)
+    return names.index(row["row"]) if row["row"] in names else len(names)

@@ -26,7 +26,7 @@ import torch
 from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.media.libraries import import_av
 from turbodiffusion.mini.evaluate import Progress
-from turbodiffusion.mini.export import size_name
+from turbodiffusion.mini.export import read_report, size_name, update_report
 from turbodiffusion.mini.networks import Networks, network_calls, requests_of
 from turbodiffusion.mini.recipe import SizeRecipe
 from turbodiffusion.mini.rows import BY_NAME, Row, choose, locate
@@ -178,3 +178,19 @@ def text(result: dict[str, Any]) -> str:
                 f"(aim ≥ {result['aim']:g}×: {met})."
             )
     return "\n".join([align(lines), *said])
+
+
+def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
+    """Store the times in the report file of ``folder``, one result for each kind of machine."""
+    old = read_report(size, folder).get("speed", {})
+    return update_report(size, folder, speed={**old, result["machine"]["device"]: result})
+
+
+def recorded_text(recorded: dict[str, Any]) -> str:
+    """The stored results, each under the name of its machine."""
+    parts = []
+    for device, result in recorded.items():
+        threads, torch_version = result["machine"]["threads"], result["machine"]["torch"]
+        head = f"{device}, {threads} thread(s), torch {torch_version}"
+        parts.append(f"{head}\n{text(result)}")
+    return "\n\n".join(parts)
