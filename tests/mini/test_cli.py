@@ -159,6 +159,26 @@ def test_judge_checks_gates_and_prompts(capsys, weights, tmp_path, monkeypatch):
     assert "not judged: 'a purple dog'" in err
 
 
+def test_the_whole_recipe_ends_with_its_table(capsys, tmp_path, monkeypatch):
+    """A paused one does not."""
+    from turbodiffusion.cli import mini
+
+    asked = []
+
+    def measure_quality(size, options, progress):
+        asked.append((size.card_name, options))
+        return {"rows": []}, None
+
+    monkeypatch.setattr("turbodiffusion.mini.quality.measure_quality", measure_quality)
+    for complete in (True, False):
+        report = {"complete": complete}
+        monkeypatch.setattr(mini, "_run_stage", lambda *given, report=report: report)
+        code, out, _ = call(capsys, "train", "all", "--device", "cpu", "--out", tmp_path)
+        assert code == 0
+        assert ("combinations" in out) is complete
+    assert [(name, options.folder) for name, options in asked] == [("micro-teacher", tmp_path)]
+
+
 def test_sheet(capsys, weights, tmp_path):
     from PIL import Image
 

@@ -142,7 +142,20 @@ def _train(args: argparse.Namespace) -> int:
                 print("Paused; the same command goes on from here.", file=sys.stderr)
             break
     worker.leave()
+    if args.stage == "all" and report["complete"] and worker.rank == 0:
+        _print_quality(size, folder, args.device)
     return 0
+
+
+def _print_quality(size: SizeRecipe, folder: Path, device: str | None) -> None:
+    """The table of a finished recipe, on the default number of prompts."""
+    from turbodiffusion.mini.quality import Options, measure_quality
+    from turbodiffusion.mini.table import tables
+
+    print("Judging every stage; `mini judge` takes more prompts.", file=sys.stderr)
+    options = Options(folder=folder, device=device)
+    result, _ = measure_quality(size, options, lambda text: print(text, file=sys.stderr))
+    print(tables(result))
 
 
 def _run_stage(
