@@ -92,7 +92,11 @@ class _Distributed(FileTensors):
         try:
             with _alone():
                 wanted = {self.prefix + self.keys[name]: target}
-                dcp.load(wanted, storage_reader=SafeReader(info.file), planner=SafePlanner())
+                # Each process reads what it needs: without no_dist all would have to take part.
+                dcp.load(
+                    wanted, storage_reader=SafeReader(info.file), planner=SafePlanner(),
+                    no_dist=True,
+                )  # fmt: skip
         # What torch raises for a broken shard is no Exception.
         except (Exception, CheckpointException) as error:
             raise _damaged(info.file, error) from error
