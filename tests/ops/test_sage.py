@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.ops.forms import FORMS, LENGTHS, error, form, randn
 from turbodiffusion.errors import UsageError
+from turbodiffusion.ops.attention.merge import merge
 from turbodiffusion.ops.attention.naive import attention as exact_attention
 from turbodiffusion.ops.sage import sage_attention, sage_sparse_linear_attention
 from turbodiffusion.ops.sage.config import default_product, geometry
@@ -97,7 +100,20 @@ def test_lse_is_that_of_the_true_scores(backend, pv, smooth_k, monkeypatch):
         k = k + randn(1, 1, 2, D, seed=9)
     _, lse = sage_attention(q, k, v, smooth_k=smooth_k, pv=pv, return_lse=True)
     scores = torch.einsum("blnd,bsnd->bnls", q, k) * D**-0.5
-    assert (lse - scores.logsumexp(-1)).abs().max() < 0.02
+    assert (lse * math.log(2) - scores.logsumexp(-1)).abs().max() < 0.02
+
+
+@FORMS
+def test_parts_of_the_keys_merge(backend, monkeypatch):
+    """Smoothed by the mean of each part, joined by the LSE of the true scores."""
+    monkeypatch.setenv("TURBODIFFUSION_BACKEND", backend)
+    q, k, v = qkv(63, 200)
+    parts = [
+        sage_attention(q, k[:, a:b], v[:, a:b], pv="bf16", return_lse=True)
+        for a, b in ((0, 128), (128, 200))
+    ]
+    out, _ = merge(*zip(*parts, strict=True))
+    assert accuracy(out, exact_attention(q, k, v))[1] < 0.03
 
 
 @FORMS

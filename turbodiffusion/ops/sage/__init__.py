@@ -19,6 +19,7 @@ from turbodiffusion.errors import UsageError
 from turbodiffusion.ops import backend
 from turbodiffusion.ops.gpu import capability
 from turbodiffusion.ops.sage.config import PRODUCTS, default_product, geometry
+from turbodiffusion.ops.sla import check_blocks, check_inputs
 
 
 def sage_attention(
@@ -40,8 +41,9 @@ def sage_attention(
         return_lse: also return the logarithm of each row's sum of exponentials.
 
     Returns:
-        (B, L, N, D) in the dtype of the queries; with ``return_lse`` also the natural-log LSE
-        (B, N, L) in float32 of the unsmoothed scaled scores, with which parts can be merged.
+        (B, L, N, D) in the dtype of the queries; with ``return_lse`` also the base-2 LSE
+        (B, N, L) in float32 of the unsmoothed scaled scores, as all attention here has it:
+        ``ops.attention.merge`` joins parts by it.
 
     Raises:
         UsageError: shapes that do not belong together, an unknown ``pv``, or a wanted gradient.
@@ -94,26 +96,8 @@ def sage_sparse_linear_attention(
         UsageError: shapes, ratio, block sizes, feature map or ``pv`` that cannot be used, or a
             wanted gradient.
     """
-    if not q_BLND.shape == k_BLND.shape == v_BLND.shape:
-        raise UsageError(
-            "ops-sage-shape",
-            f"SageSLA got q {tuple(q_BLND.shape)}, k {tuple(k_BLND.shape)}, "
-            f"v {tuple(v_BLND.shape)}; they must be equal.",
-            "It is self-attention only; use sage_attention across sequences.",
-        )
-    if feature_map not in ("softmax", "elu", "relu"):
-        raise UsageError(
-            "ops-sage-feature-map",
-            f"The feature map can be 'softmax', 'elu' or 'relu', not {feature_map!r}.",
-            "Released weights were trained with 'softmax'.",
-        )
-    if not 0 < topk <= 1 or block_q < 1 or block_k < 1:
-        raise UsageError(
-            "ops-sage-topk",
-            f"SageSLA got topk {topk}, block_q {block_q}, block_k {block_k}; topk must lie in "
-            "(0, 1] and blocks hold at least one token.",
-            "The released models use topk 0.1 to 0.15 with blocks of 128 and 64.",
-        )
+    check_inputs("SageSLA", q_BLND, k_BLND, v_BLND, feature_map)
+    check_blocks("SageSLA", topk, block_q, block_k)
     _refuse_gradients(q_BLND, k_BLND, v_BLND, proj_weight, proj_bias)
     return backend.form("sage", q_BLND.device).sage_sparse_linear_attention(
         q_BLND, k_BLND, v_BLND, proj_weight, proj_bias, blocks, topk, block_q, block_k,

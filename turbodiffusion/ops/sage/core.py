@@ -144,7 +144,7 @@ def core_kernel(
             b_acc = b_acc * tl.load(p_v_scale + i_head * D + o_d)[None, :]
         if LSE:
             b_lse = tops[j] + tl.log2(sums[j]) - (OFFSET if PV == "fp8" else 0.0)
-            b_lse = b_lse * 0.6931471805599453 + tl.load(p_shift + i_row * BQ + o_q)
+            b_lse += tl.load(p_shift + i_row * BQ + o_q)
             tl.store(p_lse + i_head * L + o_l, b_lse, mask=o_l < L)
         m_l = (o_l < L)[:, None]
         p_rows = p_out + o_l.to(tl.int64)[:, None] * stride_ol + o_d[None, :]

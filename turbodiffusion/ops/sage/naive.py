@@ -28,7 +28,7 @@ E4M3_OFFSET = 8.807
 def sage_attention(
     q_BLND: Tensor, k_BSND: Tensor, v_BSND: Tensor, smooth_k: bool, pv: str
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, L, N, D) and natural-log LSE (B, N, L) of the unsmoothed scores."""
+    """Output (B, L, N, D) and base-2 LSE (B, N, L) of the unsmoothed scores."""
     b, length, n, d = q_BLND.shape
     key_blocks = -(-k_BSND.shape[1] // BLOCK_K)
     kept_BNQK = torch.ones(
@@ -38,7 +38,7 @@ def sage_attention(
     out_BNLD, lse_BNL = _core(
         q_BLND, smoothed(k_BSND, mean_B1ND), v_BSND, kept_BNQK, BLOCK_Q, BLOCK_K, pv
     )
-    shift_BLN = (q_BLND.float() * mean_B1ND.float()).sum(-1) * d**-0.5
+    shift_BLN = (q_BLND.float() * mean_B1ND.float()).sum(-1) * (d**-0.5 * math.log2(math.e))
     return out_BNLD.transpose(1, 2).to(q_BLND.dtype), lse_BNL + shift_BLN.transpose(1, 2)
 
 
@@ -79,7 +79,7 @@ def _core(
     block_k: int,
     pv: str,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention over the kept blocks in ascending order: (B, N, L, D) and LSE, float32."""
+    """Softmax over the kept blocks in ascending order: (B, N, L, D), base-2 LSE, float32."""
     length, d = q_BLND.shape[1], q_BLND.shape[3]
     q8, scale_q = quantise(q_BLND, block_q)
     k8, scale_k = quantise(k_BSND, block_k)
@@ -104,7 +104,7 @@ def _core(
         total = total * shrink + (p if pv == "fp8" else rounded).sum(-1, keepdim=True)
         out = out * shrink + rounded @ v[:, :, keys]
         m = top
-    lse_BNL = (m + total.log2() - offset).squeeze(-1) * math.log(2)
+    lse_BNL = (m + total.log2() - offset).squeeze(-1)
     return out / total * scale_v, lse_BNL
 
 

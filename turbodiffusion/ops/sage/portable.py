@@ -38,7 +38,7 @@ def sage_attention(
     mean_B1ND = column_mean(k_BSND) if smooth_k else torch.zeros_like(k_BSND[:, :1])
     k_smooth = smoothed(k_BSND, mean_B1ND)
     out_BNLD, lse_BNL = sparse_branch(q_BLND, k_smooth, v_BSND, blocks, BLOCK_Q, BLOCK_K, pv)
-    shift_BLN = (q_BLND.float() * mean_B1ND.float()).sum(-1) * d**-0.5
+    shift_BLN = (q_BLND.float() * mean_B1ND.float()).sum(-1) * (d**-0.5 * math.log2(math.e))
     return out_BNLD.transpose(1, 2).to(q_BLND.dtype), lse_BNL + shift_BLN.transpose(1, 2)
 
 
@@ -73,7 +73,7 @@ def sparse_branch(
     block_k: int,
     pv: str,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, N, L, D) and natural-log LSE (B, N, L), float32; ``k_BSND`` is smoothed already.
+    """Output (B, N, L, D) and base-2 LSE (B, N, L), float32; ``k_BSND`` is smoothed already.
 
     In names, R numbers the B·N·Q query blocks, X the queries and Y the keys of a block.
     """
@@ -116,7 +116,7 @@ def sparse_branch(
         lses.append((m + total.log2()).squeeze(-1))
     lse = torch.cat(lses) - (E4M3_OFFSET if pv == "fp8" else 0.0)
     out_BNLD = torch.cat(outs).view(b, n, -1, d)[:, :, :length] * scale_v
-    return out_BNLD, lse.view(b, n, -1)[:, :, :length] * math.log(2)
+    return out_BNLD, lse.view(b, n, -1)[:, :, :length]
 
 
 def _cut(x_BNLD: Tensor, block: int) -> Tensor:

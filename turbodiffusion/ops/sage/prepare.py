@@ -95,7 +95,7 @@ def query_kernel(
 ):  # fmt: skip
     """``PER`` query blocks of one head: int8 queries (B, N, Q·BQ, D) and their scale (B, N, Q).
 
-    ``POOL`` writes its mean (B, N, Q, D); ``SHIFT`` writes q · mean(k) · D^-0.5 (B, N, Q·BQ), by
+    ``POOL`` writes its mean (B, N, Q, D); ``SHIFT`` writes q · mean(k) · ``scale`` (B, N, Q·BQ), by
     which smoothing lowered the row's scores. Unless ``FEATURE`` is ``none`` the linear branch
     φ(q) M / (ε + φ(q)·w) + b is left in the output, where M is the linear state (B, N, D, D) times
     the projection and w the sum of φ(k): one product more in a pass that waits for memory. M is

@@ -206,7 +206,8 @@ def prepare_queries(
     per, parts = _share(count, b * n, config.programs, device)
     query_kernel[b * n, parts](
         q_BLND, keys.shift, keys.state, keys.weight, bias, integers, scale, mean, shift, out_BLND,
-        *q_BLND.stride()[:3], *out_strides, length, n, count, per, d**-0.5,
+        *q_BLND.stride()[:3], *out_strides, length, n, count, per,
+        d**-0.5 * math.log2(math.e),
         D=d, BQ=block, ROWS=min(config.rows, block), FEATURE=keys.feature_map,
         POOL=linear, SHIFT=not linear,
         num_warps=config.num_warps, num_stages=config.num_stages,
@@ -229,7 +230,7 @@ def attend(
     Args:
         blocks: ascending key blocks (B, N, query blocks, kept) of each query block; all if None.
         counts: how many of them count, int32 (B, N, query blocks); 0 gives the row zero.
-        lse: where to write the natural-log LSE (B, N, L).
+        lse: where to write the base-2 LSE (B, N, L).
         config: launch numbers to try instead of the chosen ones.
     """
     b, length, n, d = out_BLND.shape

@@ -65,19 +65,7 @@ def sparse_linear_attention(
             "Sparse attention was asked for its derivative along a direction, and has none.",
             "Distil a network with dense attention and merge the sparse one's delta afterwards.",
         )
-    if not q_BLND.shape == k_BLND.shape == v_BLND.shape:
-        raise UsageError(
-            "ops-sla-shape",
-            f"SLA got q {tuple(q_BLND.shape)}, k {tuple(k_BLND.shape)}, v {tuple(v_BLND.shape)}; "
-            "they must be equal.",
-            "It is self-attention only; use ops.attention across sequences.",
-        )
-    if feature_map not in ("softmax", "elu", "relu"):
-        raise UsageError(
-            "ops-sla-feature-map",
-            f"The feature map can be 'softmax', 'elu' or 'relu', not {feature_map!r}.",
-            "Released weights were trained with 'softmax'.",
-        )
+    check_inputs("SLA", q_BLND, k_BLND, v_BLND, feature_map)
     if blocks is None:
         blocks = select_blocks(q_BLND, k_BLND, topk=topk, block_q=block_q, block_k=block_k)
     return backend.form("sla", q_BLND.device).sparse_linear_attention(
@@ -94,17 +82,41 @@ def sparse_linear_attention(
     )
 
 
+def check_inputs(
+    name: str, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor, feature_map: str
+) -> None:
+    """Raise a UsageError that calls the operator ``name`` where it cannot use these."""
+    if not q_BLND.shape == k_BLND.shape == v_BLND.shape:
+        raise UsageError(
+            "ops-sla-shape",
+            f"{name} got q {tuple(q_BLND.shape)}, k {tuple(k_BLND.shape)}, "
+            f"v {tuple(v_BLND.shape)}; they must be equal.",
+            "It is self-attention only; use ops.attention or ops.sage across sequences.",
+        )
+    if feature_map not in ("softmax", "elu", "relu"):
+        raise UsageError(
+            "ops-sla-feature-map",
+            f"The feature map can be 'softmax', 'elu' or 'relu', not {feature_map!r}.",
+            "Released weights were trained with 'softmax'.",
+        )
+
+
+def check_blocks(name: str, topk: float, block_q: int, block_k: int) -> None:
+    """Raise a UsageError that calls the operator ``name`` for a share or blocks without sense."""
+    if not 0 < topk <= 1 or block_q < 1 or block_k < 1:
+        raise UsageError(
+            "ops-sla-topk",
+            f"{name} got topk {topk}, block_q {block_q}, block_k {block_k}; topk must lie in "
+            "(0, 1] and blocks hold at least one token.",
+            "The released models use topk 0.1 to 0.15 with blocks of 128 and 64.",
+        )
+
+
 def select_blocks(
     q_BLND: Tensor, k_BLND: Tensor, *, topk: float, block_q: int, block_k: int
 ) -> Tensor:
     """Key blocks that each query block attends to: int64 (B, N, ⌈L/block_q⌉, kept), ascending."""
-    if not 0 < topk <= 1 or block_q < 1 or block_k < 1:
-        raise UsageError(
-            "ops-sla-topk",
-            f"SLA got topk {topk}, block_q {block_q}, block_k {block_k}; topk must lie in (0, 1] "
-            "and blocks hold at least one token.",
-            "The released models use topk 0.1 to 0.15 with blocks of 128 and 64.",
-        )
+    check_blocks("SLA", topk, block_q, block_k)
     with torch.no_grad():
         form = backend.form("sla", q_BLND.device)
         score_BNQK = form.block_scores(q_BLND, k_BLND, block_q, block_k)
