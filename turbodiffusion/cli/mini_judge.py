@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 from turbodiffusion.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from turbodiffusion.mini.recipe import SizeRecipe
+
+    Examples = dict[str, dict[str, np.ndarray]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sheet:
         check_picture(args.sheet, "--sheet")
-    if args.sheet and args.load:
-        raise UsageError("mini-result", "A stored result has no videos that --sheet could draw.",
-                         "Leave --load or --sheet out.")  # fmt: skip
-    size = size_of(args)
-    result = _load(args.load) if args.load else _measure(args, size)
+    size, examples = size_of(args), None
+    if args.load:
+        result = _load(args.load)
+    else:
+        result, examples = _measure(args, size)
     found = gates.gates(result) if args.gates else []
     if args.gates:
         result["gates"] = gates.as_json(found)
@@ -94,11 +98,13 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(result, indent=1) if args.json else tables(result))
     if found and not args.json:
         print("\n" + gates.report(found))
+    if args.sheet:
+        _draw(args, size, result, examples)
     return 1 if any(gate.holds is False for gate in found) else 0
 
 
-def _measure(args: argparse.Namespace, size: SizeRecipe) -> dict[str, Any]:
-    """Run the rows, and draw the sheet of them."""
+def _measure(args: argparse.Namespace, size: SizeRecipe) -> tuple[dict[str, Any], Examples]:
+    """Run the rows; also returns the clips for a sheet."""
     from turbodiffusion.cli.mini import listed
     from turbodiffusion.mini.quality import Options, measure_quality
 
@@ -110,12 +116,32 @@ def _measure(args: argparse.Namespace, size: SizeRecipe) -> dict[str, Any]:
         real=args.real, repeated=args.repeated, workers=args.workers, minutes=args.minutes,
         topk=args.topk, steps=args.steps, guidance=args.guidance,
     )  # fmt: skip
-    result, evaluation = measure_quality(size, options, lambda text: print(text, file=sys.stderr))
-    if args.sheet:
-        from turbodiffusion.mini.sheet import draw_rows
+    result, evaluation = measure_quality(size, options, _say)
+    return result, evaluation.examples
 
-        print(f"Drawn: {draw_rows(evaluation, args.sheet)}", file=sys.stderr)
-    return result
+
+def _draw(
+    args: argparse.Namespace, size: SizeRecipe, result: dict[str, Any], examples: Examples | None
+) -> None:
+    """Draw the sheet. A loaded result has no clips: one prompt of each kind is made again, from the
+    same noise."""
+    from turbodiffusion.mini.quality import Options, measure_quality
+    from turbodiffusion.mini.rows import ROWS
+    from turbodiffusion.mini.sheet import draw_rows
+
+    if examples is None:
+        names = {row["row"] for row in result["rows"]}
+        again = Options(
+            folder=args.weights, device=args.device, samples=1, batch=args.batch, real=0,
+            rows=[row.name for row in ROWS if row.shown in names], repeated=0, workers=1,
+            objects=sorted({row["objects"] for row in result["rows"]}),
+        )  # fmt: skip
+        examples = measure_quality(size, again, _say)[1].examples
+    _say(f"Drawn: {draw_rows(examples, result, args.sheet)}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _load(path: Path) -> dict[str, Any]:

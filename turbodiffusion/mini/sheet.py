@@ -7,7 +7,7 @@ picked by eye, and the ticks and crosses are the judge's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ import numpy as np
 from turbodiffusion.media.sheet import contact_sheet
 from turbodiffusion.mini import evaluate, world
 from turbodiffusion.mini.attributes import Expected
-from turbodiffusion.mini.evaluate import Evaluation
 from turbodiffusion.mini.judge import judge, score
 from turbodiffusion.mini.metrics.shares import interval
 from turbodiffusion.mini.prompts import SEED, prompts_of, scenes_of
-from turbodiffusion.mini.tally import RowTally
+from turbodiffusion.mini.rows import BY_NAME
 from turbodiffusion.pipeline.pipeline import Pipeline
 
 MARKED = ("background", "colour", "shape", "motion")
@@ -58,21 +57,27 @@ def draw_sheet(
     return contact_sheet(videos, prompts, path, marks=marks, title=title), right
 
 
-def draw_rows(evaluation: Evaluation, path: Path) -> Path:
+def draw_rows(
+    examples: Mapping[str, Mapping[str, np.ndarray]], result: Mapping[str, Any], path: Path
+) -> Path:
     """Draw the same held-out prompt, from the same noise, through all rows of an evaluation.
 
     Each row's caption has its calls, its joint accuracy with interval, and the number of videos.
+
+    Args:
+        examples: prompt → name of the row → clip, as an evaluation keeps them.
+        result: the plain values of an evaluation, of more prompts than are drawn.
     """
     videos, captions, marks = [], [], []
-    for prompt, clips in evaluation.examples.items():
+    for prompt, clips in examples.items():
         expected = world.parse(prompt)
         assert expected is not None
         for number, (name, clip) in enumerate(clips.items()):
-            said = _caption(evaluation.tallies[name])
+            said = _caption(BY_NAME[name].shown, result["rows"])
             captions.append(f"“{prompt}” – {said}" if number == 0 else said)
             videos.append(clip)
             marks.append(_marks(clip, expected))
-    title = f"{evaluation.networks.card.name.removesuffix('-teacher')}: one prompt, all rows"
+    title = f"{result['model']}: one prompt, one noise, all rows"
     return contact_sheet(videos, captions, path, marks=marks, title=title)
 
 
@@ -81,11 +86,13 @@ def _marks(clip: np.ndarray, expected: Expected) -> dict[str, bool | None]:
     return {name: scores[name] for name in MARKED}
 
 
-def _caption(tally: RowTally) -> str:
-    joint = [mark for group in tally.groups.values() for mark in group.marks("joint")]
-    low, high = interval(sum(joint), len(joint))
-    calls = f", {tally.calls} calls" if tally.calls else ""
-    return (
-        f"{tally.name}{calls}: {100 * sum(joint) / len(joint):.1f} % right "
-        f"({100 * low:.0f}–{100 * high:.0f}) of {len(joint)}"
-    )
+def _caption(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    mine = [row for row in rows if row["row"] == name and "joint" in row]
+    count = sum(row["joint"]["samples"] for row in mine)
+    right = sum(round(row["joint"]["accuracy"] * row["joint"]["samples"]) for row in mine)
+    if not count:
+        return name
+    low, high = interval(right, count)
+    calls = f", {mine[0]['network_calls']} calls" if mine[0]["network_calls"] else ""
+    share = f"{100 * right / count:.1f} % right ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{name}{calls}: {share} of {count}"
