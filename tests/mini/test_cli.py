@@ -143,6 +143,10 @@ def test_judge_checks_gates_and_prompts(capsys, weights, tmp_path, monkeypatch):
     assert "FAILS" in out and "not measured" in out
     again = call(capsys, "judge", "--size", "micro", "--load", saved, "--gates")
     assert again[:2] == (1, out), "a saved result is printed and checked as a fresh one"
+    picture = tmp_path / "again.png"
+    made = ("judge", "--size", "micro", "--weights", weights, "--device", "cpu")
+    call(capsys, *made, "--load", saved, "--sheet", picture)
+    assert picture.exists(), "made again from the same noise"
     code, _, err = call(capsys, "judge", "--size", "micro", "--load", tmp_path / "no.json")
     assert code == 2 and "mini-result" in err
     file = tmp_path / "prompts.txt"

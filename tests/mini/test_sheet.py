@@ -8,7 +8,6 @@ import torch
 from turbodiffusion.mini import evaluate, sheet, world
 from turbodiffusion.mini.prompts import SEED, prompts_of, scenes_of
 from turbodiffusion.mini.recipe import recipe
-from turbodiffusion.mini.tally import RowTally
 
 
 @pytest.fixture
@@ -70,17 +69,14 @@ def test_a_prompt_goes_through_all_rows(monkeypatch):
     scenes = scenes_of("held_out", 1, 1)
     prompt = prompts_of(scenes)[0]
     truth = (world.render(scenes, 17, 64)[0] * 255).round().to(torch.uint8).numpy()
-    tallies = {"truth": RowTally("rendered truth"), "rcm-4": RowTally("rcm-4", calls=4)}
-    for name, right in (("truth", 4), ("rcm-4", 3)):
-        group = tallies[name].group("held_out", 1)
-        group.scores = [{"joint": i < right} for i in range(4)]
-    evaluation = SimpleNamespace(
-        examples={prompt: {"truth": truth, "rcm-4": truth * 0}}, tallies=tallies,
-        networks=SimpleNamespace(card=recipe("micro").card),
-    )  # fmt: skip
-    assert sheet.draw_rows(evaluation, "rows.png") == "rows.png"
-    assert (
-        prompt in given["captions"][0] and "rendered truth: 100.0 % right" in given["captions"][0]
-    )
-    assert given["captions"][1] == "rcm-4, 4 calls: 75.0 % right (30–95) of 4"
+    shares = (("rendered truth", 0, 1.0), ("rcm-4", 4, 0.5), ("rcm-4", 4, 1.0))
+    rows = [
+        {"row": name, "network_calls": calls, "joint": {"accuracy": right, "samples": 4}}
+        for name, calls, right in shares
+    ]
+    examples = {prompt: {"truth": truth, "rcm-4": truth * 0}}
+    assert sheet.draw_rows(examples, {"model": "micro", "rows": rows}, "rows.png") == "rows.png"
+    first, second = given["captions"]
+    assert prompt in first and "rendered truth: 100.0 % right" in first
+    assert second == "rcm-4, 4 calls: 75.0 % right (41–93) of 8"
     assert all(given["marks"][0].values()) and not any(given["marks"][1].values())
