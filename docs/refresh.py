@@ -11,8 +11,9 @@ A block is marked by a comment, and everything inside its fence is replaced:
 of one page run in one temporary folder, in order, so that a later one can use what an earlier one
 wrote. A command that fails is shown with its exit code, which pages about errors want.
 A block marked ``quality: micro`` gets the
-tables that ``turbodiffusion mini judge --record`` stored, one marked ``speed: mini`` those of
-``mini speed --record``. ``python docs/refresh.py [PAGE …]``.
+tables that ``turbodiffusion mini judge --record`` stored, those marked ``i2v_quality: mini`` and
+``speed: mini`` what ``mini judge-i2v --record`` and ``mini speed --record`` did.
+``python docs/refresh.py [PAGE …]``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ BLOCK = re.compile(
     r"(<!-- run: (?P<command>[^\n]+?) -->\n```console\n).*?(^```$)", re.DOTALL | re.MULTILINE
 )
 RECORD = re.compile(
-    r"(<!-- (?P<part>quality|speed): (?P<size>\w+) -->\n```\n).*?(^```$)", re.DOTALL | re.MULTILINE
+    r"(<!-- (?P<part>quality|i2v_quality|speed): (?P<size>\w+) -->\n```\n).*?(^```$)",
+    re.DOTALL | re.MULTILINE,
 )
 BAR = re.compile(r"[^\n]*\r")
 
@@ -60,10 +62,16 @@ def output_of(command: str, folder: Path) -> str:
 def record_of(part: str, size: str) -> str | None:
     """The tables that were recorded beside the weights of ``size``; None where there are none."""
     sys.path.insert(0, str(ROOT))
-    from turbodiffusion.mini import speed, table
+    from turbodiffusion.mini import i2v_judge, speed, table
 
     path = ROOT / "turbodiffusion" / "mini" / "weights" / f"{size}_report.json"
-    show = {"quality": table.tables, "speed": speed.recorded_text}
+    show = {
+        "quality": table.tables,
+        "i2v_quality": lambda found: i2v_judge.table(
+            [i2v_judge.ImageRow(**row) for row in found["rows"]]
+        ),
+        "speed": speed.recorded_text,
+    }
     recorded = json.loads(path.read_text("utf-8")).get(part)
     return show[part](recorded) if recorded else None
 
