@@ -108,9 +108,10 @@ class PrepareConfig:
     rows: int = 32
 
     @classmethod
-    def keys(cls, block: int, state: bool) -> PrepareConfig:
+    def keys(cls, capability: tuple[int, int], block: int, state: bool) -> PrepareConfig:
         """The pass over keys and values, with or without the state of the linear branch."""
-        return cls(num_warps=8 if state or block > 64 else 4)
+        # On 12.0 the addresses of a tile ahead would spill beside the state.
+        return cls(8 if state or block > 64 else 4, 1 if state and capability[0] == 12 else 2)
 
     @classmethod
     def queries(cls, capability: tuple[int, int], block: int, linear: bool) -> PrepareConfig:

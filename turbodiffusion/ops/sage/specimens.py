@@ -123,7 +123,7 @@ def quantise(capability: int, block_k: int, width: int, work: str, feature: str)
     constants = {
         **dict.fromkeys(none), "D": width, "BK": block_k, "PV": work, "FEATURE": feature,
     }  # fmt: skip
-    config = PrepareConfig.keys(block_k, feature != "none")
+    config = PrepareConfig.keys(divmod(capability, 10), block_k, feature != "none")
     return Specimen(
         f"quantise {block_k}x{width} {work} {feature}",
         quantise_kernel,

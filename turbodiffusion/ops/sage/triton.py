@@ -149,7 +149,7 @@ def prepare_keys(
         work = "half"
         values = torch.empty(b, n, count * block, d, dtype=DTYPES[pv], device=device)
     together = linear and block <= STATE_BLOCK
-    config = PrepareConfig.keys(block, together)
+    config = PrepareConfig.keys(capability(device), block, together)
     per, parts = _share(count, b * n, config.programs, device)
     integers = torch.empty(
         b, n, count * block, d, dtype=integer_dtype(capability(device)), device=device
