@@ -246,6 +246,22 @@ def test_workers_judge_what_one_process_does(folder):
     assert found[0]["whole"][0] == found[1]["whole"][0]
 
 
+def test_a_worker_that_dies_loses_nothing():
+    """Its clips and those behind them are judged here, in order."""
+    scenes = prompts.scenes_of("seen", 1, 24)
+    expected = [world.expected(scenes, i) for i in range(24)]
+    clips = (world.render(scenes, 9, 32) * 255).round().to(torch.uint8)
+    seen, alone = [], []
+    with pytest.warns(UserWarning, match="died"), Judges(2) as judges:
+        judges.submit(clips, expected, seen.append)
+        for process in judges._pool._processes.values():
+            process.kill()
+        judges.submit(clips, expected, seen.append)
+        judges.finish()
+    Judges(1).submit(clips, expected, alone.append)
+    assert seen == alone + alone
+
+
 def test_a_pipeline_alone(networks):
     pipe = networks.pipeline(rows.BY_NAME["teacher"])
     tally = evaluate.measure(pipe, "seen", 1, 3, 2, steps=1)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from types import TracebackType
@@ -63,6 +65,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Clips on their way through a worker, kept until it has answered."""
+
+    future: Future[list[Observation]]
+    work: tuple[np.ndarray, Sequence[Expected]]
+    sink: Sink
+
+
 class Judges:
     """Judges batches of clips in the background and hands the results back in order.
 
@@ -78,7 +89,7 @@ class Judges:
         self._most = 6 * workers
         self.waited = 0.0
         """Seconds that making videos stood still for judging."""
-        self._waiting: deque[tuple[Future[list[Observation]], Sink]] = deque()
+        self._waiting: deque[_Task] = deque()
 
     def __enter__(self) -> Judges:
         return self
@@ -98,12 +109,17 @@ class Judges:
         clips = some_frames(videos).cpu().numpy()
         for first in range(0, len(clips), CLIPS_PER_TASK):
             part = slice(first, first + CLIPS_PER_TASK)
-            if self._pool is None:
-                for observation in _observe_all(clips[part], expected[part]):
+            work = clips[part].copy(), expected[part]
+            try:
+                future = self._pool.submit(_observe_all, *work) if self._pool else None
+            except BrokenProcessPool:
+                self._go_on_alone()
+                future = None
+            if future is None:
+                for observation in _observe_all(*work):
                     sink(observation)
                 continue
-            task = self._pool.submit(_observe_all, clips[part].copy(), expected[part])
-            self._waiting.append((task, sink))
+            self._waiting.append(_Task(future, work, sink))
             while len(self._waiting) > self._most:
                 self._next()
 
@@ -113,9 +129,20 @@ class Judges:
             self._next()
 
     def _next(self) -> None:
-        task, sink = self._waiting.popleft()
+        task = self._waiting.popleft()
         start = time.monotonic()
-        found = task.result()
+        try:
+            found = task.future.result()
+        except BrokenProcessPool:
+            found = _observe_all(*task.work)
         self.waited += time.monotonic() - start
         for observation in found:
-            sink(observation)
+            task.sink(observation)
+        if self._pool and task.future.exception():
+            self._go_on_alone()
+
+    def _go_on_alone(self) -> None:
+        """A worker died, of too little memory perhaps: what was made must not be lost with it."""
+        warnings.warn("A judging process died; this process judges alone.", stacklevel=3)
+        self._pool = None
+        self.finish()
