@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from turbodiffusion.cli.main import build_parser
+from turbodiffusion.cli import train as cli
+from turbodiffusion.cli.main import build_parser, main
 from turbodiffusion.cli.train import settings
 from turbodiffusion.errors import UsageError
 from turbodiffusion.train.config import assignments, change, read_file
@@ -26,6 +27,12 @@ def test_later_words_win_over_the_file_and_the_file_over_the_preset(tmp_path):
     assert (config.steps, config.seed, config.optim.lr, config.optim.clip) == (7, 5, 1e-4, 2.0)
     assert config.loss.topk == 1.0 and isinstance(config.loss.topk, float)
     assert config.optim.warmup == settings_of("sla", "mini").optim.warmup
+
+
+def test_the_command_knows_every_stage(capsys):
+    assert list(STAGES) == list(cli.STAGES)
+    assert main(["train", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STAGES)
 
 
 @pytest.mark.parametrize("size", ["mini", "1.3B", "14B"])

@@ -26,8 +26,14 @@ from turbodiffusion.pipeline.request import Request
 from turbodiffusion.train import synthesis as plans
 from turbodiffusion.train.sharded import NEGATIVE, Sharded
 from turbodiffusion.train.shards import Shards, ShardWriter, index_shard
-from turbodiffusion.train.synthesis import Synthesis, baseline_request, read_prompts
+from turbodiffusion.train.synthesis import (
+    Synthesis,
+    baseline_request,
+    read_prompts,
+    require_teacher,
+)
 from turbodiffusion.train.synthesize import SETTINGS, synthesize
+from turbodiffusion.weights.synthetic import write_synthetic
 
 SMALL = Request("", frames=9, width=32, height=32, steps=2, seed=7)
 PROMPTS = tuple(f"a {colour} circle moving left" for colour in ("red", "green", "blue"))
@@ -232,6 +238,14 @@ def test_what_cannot_be_made(words: tuple[str, ...], code: str) -> None:
     with pytest.raises(UsageError) as caught:
         flags("--world", "5", *words)
     assert caught.value.code == code
+
+
+def test_a_student_by_its_file(tmp_path: Path) -> None:
+    spec = replace(CARDS["micro-teacher"].dit, num_layers=1)
+    require_teacher(write_synthetic(spec, tmp_path / "dense.pth", sla=False))
+    with pytest.raises(UsageError) as caught:
+        require_teacher(write_synthetic(spec, tmp_path / "sparse.pth"))
+    assert caught.value.code == "synthesis-student"
 
 
 def test_prompts_are_lines(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def _synthesize(args: argparse.Namespace) -> int:
 
     from turbodiffusion.errors import show_warning
     from turbodiffusion.pipeline.load import load
-    from turbodiffusion.train.synthesis import require_space
+    from turbodiffusion.train.synthesis import require_space, require_teacher
     from turbodiffusion.train.synthesize import processes, synthesize
     from turbodiffusion.weights.find import default_name, find
 
@@ -153,6 +153,7 @@ def _synthesize(args: argparse.Namespace) -> int:
         warnings.showwarning = show_warning
         files = find(args.model or f"{default_name()}-teacher")
         plan = synthesis(args, files.card)
+        require_teacher(files.dit[""])
         require_space(files.card, plan, args.out)
         pipe = load(files, device=args.device or _local_device(), attention="dense")
         report = synthesize(pipe, plan, args.out, rank=rank, world=world, quiet=args.json)

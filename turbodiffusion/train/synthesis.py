@@ -14,6 +14,8 @@ from turbodiffusion.models.cards import ModelCard
 from turbodiffusion.pipeline.request import Request, resolve
 from turbodiffusion.sampling.schedule import BASELINE_SIGMA
 from turbodiffusion.train.shards import shard_path
+from turbodiffusion.weights.detect import describe
+from turbodiffusion.weights.header import read_header
 
 PUBLISHED: dict[str, Any] = {"steps": 100, "shift": 3.0, "guidance": 5.0, "solver": "euler"}
 """How the published set was made; an embedded teacher has settings of its own."""
@@ -115,6 +117,20 @@ def baseline_request(request: Request, card: ModelCard) -> Request:
     if not card.embedded:
         values |= {k: v for k, v in PUBLISHED.items() if values[k] is None}
     return resolve(Request(**values), card)
+
+
+def require_teacher(file: Path) -> None:
+    """Refuse a network whose sparse attention says that it is a student already.
+
+    Raises:
+        UsageError: it has the projection of the linear branch.
+    """
+    if describe(read_header(file)).attention == "sla":
+        raise UsageError(
+            "synthesis-student",
+            f"{file} has sparse attention, as students have; a teacher is dense.",
+            "Give the original network, such as Wan2.1's, as --model.",
+        )
 
 
 def require_space(card: ModelCard, plan: Synthesis, folder: Path) -> None:
