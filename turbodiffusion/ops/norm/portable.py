@@ -1,7 +1,8 @@
 """The norms with PyTorch's fused kernels: cast up, normalise, cast down.
 
 The kernels are given float32 on purpose. Their half-precision forms keep the row statistics in
-bf16 for the backward pass on some devices, and refuse a weight of another dtype on others.
+bf16 for the backward pass on some devices, and refuse a weight of another dtype on others. A CPU
+has no fused RMS norm: there the mean square comes from PyTorch's vector norm, in one pass.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from turbodiffusion.ops.norm import naive
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        z = x.float()
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        return (z * torch.rsqrt(length**2 / x.shape[-1] + eps) * weight.float()).to(x.dtype)
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
