@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbodiffusion.mini.runtime import Worker
 
 
-STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "turbo")
+STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo")
 """In the order of ``all``."""
 IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-turbo")
 """Of the size that has an image-to-video model."""
@@ -59,7 +59,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help="a setting of sla, rcm or i2v, as of `train --set`; of i2v-turbo: high=2",
+        help="a setting of sla, rcm, turbo or i2v, as of `train --set`; of i2v-turbo: high=2",
     )  # fmt: skip
 
 
@@ -167,12 +167,12 @@ def _run_stage(
     budget = {k: getattr(args, k) for k in ("minutes", "steps", "batch") if getattr(args, k)}
     if stage in IMAGE_STAGES:
         return _run_images(args, stage, size, folder, worker, budget)
-    if stage in ("sla", "rcm", "turbo"):
-        from turbodiffusion.mini.students import make_turbo, train_student
+    if stage in ("sla", "rcm", "merge", "turbo"):
+        from turbodiffusion.mini.students import make_merged, train_student
         from turbodiffusion.train.config import assignments
 
-        if stage == "turbo":
-            return make_turbo(size, folder)
+        if stage == "merge":
+            return make_merged(size, folder)
         if "batch" in budget:
             budget["micro_batch"] = budget["batch"]
         changes = {**budget, **assignments(args.changes)}

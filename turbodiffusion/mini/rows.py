@@ -25,6 +25,7 @@ STAGES = {
     TEACHER: "teacher",
     "t2v_sla": "sla",
     "t2v_rcm": "rcm",
+    "t2v_merged": "merge",
     "t2v_turbo": "turbo",
     "t2v_turbo_int8": "turbo",
 }
@@ -79,6 +80,7 @@ ROWS: tuple[Row, ...] = (
     Row("sla-teacher", part="t2v_sla", attention="sla", reference="teacher"),
     Row("sla-untuned", part=TEACHER, attention="sla", untuned=True, reference="teacher"),
     *(_student(f"rcm-{n}", "t2v_rcm", n, attention="dense") for n in (4, 2, 1)),
+    _student("merged-4", "t2v_merged", 4, "rcm-4"),
     *(_student(f"turbo-{n}", "t2v_turbo", n, f"rcm-{n}") for n in (4, 2, 1)),
     _student("int8-4", "t2v_turbo_int8", 4, "turbo-4"),
     _student("sagesla-4", "t2v_turbo_int8", 4, "int8-4", "sagesla"),
@@ -102,6 +104,7 @@ class Pair:
 
 PAIRS: tuple[Pair, ...] = (
     Pair("rcm-4", "teacher", -2),
+    Pair("merged-4", "rcm-4"),
     Pair("turbo-4", "rcm-4", -1),
     Pair("int8-4", "turbo-4", -1),
     Pair("sagesla-4", "int8-4"),

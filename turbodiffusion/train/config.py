@@ -47,6 +47,7 @@ class TrainConfig:
     Attributes:
         card: the model whose sizes the networks have.
         init: weights that the networks start from; empty: fresh ones.
+        teacher: weights of the teacher; empty: ``init``.
         data: folder of shards; ``noise`` stands for random latents of the card's size.
         cache: keep all samples in memory; None: where they take less than 2 GB.
         steps: optimiser steps over all runs. minutes: pause after this long; 0: do not.
@@ -72,6 +73,7 @@ class TrainConfig:
     card: str
     out: str
     init: str = ""
+    teacher: str = ""
     data: str = "noise"
     cache: bool | None = None
     seed: int = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from turbodiffusion.models.cards import ModelCard, card
 from turbodiffusion.models.dit import WanDiT
@@ -24,10 +25,10 @@ from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiase
 from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
 from turbodiffusion.train.sources import Source, latent_shape, open_source
-from turbodiffusion.train.stages import attention_of, distilled, empty_network, roles
+from turbodiffusion.train.stages import distilled, empty_network, roles
 from turbodiffusion.train.stopping import Stopping
 from turbodiffusion.train.trainer import Trainer
-from turbodiffusion.train.work import forward_operations, peak, training_operations
+from turbodiffusion.train.work import peak, step_operations
 
 
 def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -68,7 +69,8 @@ def build_networks(
         network = empty_network(config, one, role)
         made[role] = parallelise(network, config, ranks, trained=role != "teacher")
         if filled:
-            fill(network, one, config.init, config.seed, ranks.device)
+            init = config.teacher if role == "teacher" and config.teacher else config.init
+            fill(network, one, init, config.seed, ranks.device)
     exact = None
     computing = compute_dtype(config, ranks.device)
     if config.exact_derivative and distilled(config) and computing is not torch.float32:
@@ -94,10 +96,10 @@ def open_trainer(
     one = card(config.card)
     config.passes(ranks.data_world)  # refuses an impossible batch before anything is built
     networks = build_networks(config, one, ranks)
-    forward = forward_operations(one.dit, tokens_of(one, config), attention_of(config))
     progress = Progress(
         config.steps, config.batch,
-        training_operations(forward) * config.batch / ranks.world, peak(ranks.device),
+        step_operations(config, one.dit, tokens_of(one, config)) * config.batch / ranks.world,
+        peak(ranks.device),
         quiet or not ranks.first,
     )  # fmt: skip
     source = source or open_source(one, config)
@@ -134,6 +136,7 @@ def train(
     Raises:
         KeyboardInterrupt, SystemExit: the run was interrupted, and a checkpoint written.
     """
+    joins = not dist.is_initialized()  # a caller's group stays the caller's
     ranks = processes.start(device, shard=config.parallel.shard, context=config.parallel.context)
     try:
         trainer = open_trainer(config, ranks, quiet=quiet, source=source)
@@ -148,4 +151,5 @@ def train(
             stopping.end()
         return report
     finally:
-        processes.leave()
+        if joins:
+            processes.leave()

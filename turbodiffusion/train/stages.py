@@ -21,6 +21,7 @@ STAGES = {
     "sla": "tune sparse-linear attention to follow its dense teacher",
     "sla-flow": "tune sparse-linear attention by flow matching, without a teacher",
     "rcm": "distil a teacher into a few-step student",
+    "align": "let a merged few-step sparse student (init) follow its dense one (teacher)",
 }
 """Name → what it does."""
 
@@ -53,12 +54,12 @@ def roles(config: TrainConfig) -> tuple[Role, ...]:
 
 def distilled(config: TrainConfig) -> bool:
     """Whether the student has guidance built in."""
-    return isinstance(config.loss, DistillLoss)
+    return isinstance(config.loss, DistillLoss) or config.stage == "align"
 
 
 def attention_of(config: TrainConfig) -> Attention:
     """How the student's self-attention is computed; sparse blocks are square, as published."""
-    if not config.stage.startswith("sla"):
+    if config.stage not in ("sla", "sla-flow", "align"):
         return Attention("dense")
     block = card_named(config.card).attention.block_k
     return Attention("sla", config.loss.topk, block, block)
