@@ -9,8 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbodiffusion.cli.main import main
-from turbodiffusion.models.cards import DIT_14B, Attention, card
+from turbodiffusion.models.cards import DIT_1_3B, DIT_14B, Attention, card
 from turbodiffusion.models.dit import WanDiT
+from turbodiffusion.train import footprint
 from turbodiffusion.train.dry_run import dry_run
 from turbodiffusion.train.footprint import block_footprint
 from turbodiffusion.train.stages import settings_of
@@ -39,15 +40,28 @@ def test_sparse_attention_counts_its_kept_keys():
 @pytest.mark.parametrize("kind", ["dense", "sla"])
 def test_recomputation_keeps_less(kind):
     attention = Attention(kind, 0.25, 64, 64)
-    unit = 512 * DIT_14B.dim * 2
+    unit = 512 * DIT_1_3B.dim * 2
     none, matmul, block = (
         block_footprint(
-            DIT_14B, attention, samples=1, tokens=512, dtype=torch.bfloat16, mode=mode
+            DIT_1_3B, attention, samples=1, tokens=512, dtype=torch.bfloat16, mode=mode
         ) for mode in ("none", "matmul", "block")
     )  # fmt: skip
-    assert block.kept == unit  # its output, the next block's input
+    # Its output, the next block's input, and of sparse attention the indices of the kept blocks.
+    indices = DIT_1_3B.num_heads * 8 * 2 * 8 if kind == "sla" else 0
+    assert unit <= block.kept <= unit + indices
     assert 8 * unit < matmul.kept < none.kept / 2
     assert none.kept < none.peak
+
+
+def test_long_videos_go_on_from_two_counts():
+    dit, attention = card("micro-teacher").dit, Attention("sla", 0.1, 64, 64)
+    line = block_footprint(
+        dit, attention, samples=1, tokens=5120, dtype=torch.bfloat16, mode="matmul"
+    )
+    counted = footprint._count(dit, attention, 1, 5120, torch.bfloat16, "matmul")
+    assert line.kept == pytest.approx(counted.kept, rel=0.01)
+    # Buffers of a fixed size, which show in networks as small as this one, make it a bound.
+    assert counted.peak <= line.peak < 1.2 * counted.peak
 
 
 def test_a_large_run_is_laid_out_for_every_number_of_gpus():
@@ -82,21 +96,25 @@ def test_a_large_run_is_laid_out_for_every_number_of_gpus():
 
 
 def test_the_command_prints_it(capsys):
-    words = [
-        "train",
-        "sla",
-        "--dry-run",
-        "--set",
-        "parallel.shard=4",
-        "--set",
-        "micro_batch=1",
-        "--gpus",
-        "8",
-    ]
-    assert main(words) == 0
+    words = ["train", "rcm", "--preset", "micro", "--dry-run", "--set", "parallel.shard=4",
+             "--set", "micro_batch=3", "--set", "batch=6", "--gpus"]  # fmt: skip
+    assert main([*words, "4,8"]) == 0
     text = capsys.readouterr().out
-    assert "8 GPUs: 2 × 4 (replicate × shard)" in text and "GiB a GPU" in text
-    assert main([*words, "--json"]) == 0
+    table = {line[:24].strip(): line[24:].split() for line in text.splitlines()}
+    assert table["replicate × shard"] == ["1", "×", "4", "2", "×", "4"]
+    assert table["student"] == ["float32", "S(0)", "float32", "R,S(0)"]
+    assert table["samples a step"] == ["12", "24"]  # three for each of the processes
+    assert "8 GPUs cannot share 6 samples; counted with 24." in text
+    assert len(table["GiB a GPU"]) == 2
+    assert main([*words, "8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["gpus"] == 8
-    assert main([*words[:-1], "6"]) == 2
+    assert main([*words, "6"]) == 2
     assert "shard 4 does not divide the 6" in capsys.readouterr().err
+
+
+def test_one_gpu_casts_whole_networks_and_derives_a_copy():
+    config = settings_of("rcm", "micro")
+    (run,) = dry_run(config, (1,))["runs"]
+    memory, size = run["memory"], run["networks"]["student"]["parameters"]
+    assert memory["weights"] == 10 * size and memory["gathered"] == 2 * size
+    assert memory["derivative"] == 4 * size

@@ -80,3 +80,42 @@ def test_speed_and_time_left(monkeypatch, capsys):
 )
 def test_durations(seconds: float, words: str):
     assert progress.duration(seconds) == words
+
+
+def test_tensorboard_reads_its_event_files(tmp_path):
+    """With the package itself, where it is installed: a continued run shows every step once."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = TensorBoard(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": 1.0 / step, "time/data": 0.5})
+    first.close()
+    again = TensorBoard(tmp_path, 2)  # step 3 is made again
+    again.write(3, {"loss": 7.0, "time/data": 0.25})
+    again.close()
+    read = events.EventAccumulator(str(tmp_path)).Reload()
+    assert set(read.Tags()["scalars"]) == {"loss", "time/data"}
+    shown = {event.step: event.value for event in read.Scalars("loss")}
+    assert shown == {1: 1.0, 2: 0.5, 3: 7.0}
+
+
+def test_weights_and_biases_continue_the_same_run(tmp_path, monkeypatch):
+    said = []
+
+    class Run:
+        def log(self, values, step) -> None:
+            said.append((values, step))
+
+        def finish(self) -> None:
+            said.append("finished")
+
+    def init(**kwargs):
+        said.append(kwargs)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", type("Module", (), {"init": staticmethod(init)}))
+    writer = WeightsAndBiases("project", tmp_path / "my-run", {"steps": 3})
+    writer.write(5, {"loss": 2.0})
+    writer.close()
+    assert said[0]["project"] == "project" and said[0]["config"] == {"steps": 3}
+    assert said[0]["id"] == "my-run" and said[0]["resume"] == "allow"
+    assert said[1:] == [({"loss": 2.0}, 5), "finished"]

@@ -1,12 +1,13 @@
 """Activation checkpointing: what the backward pass needs is computed again instead of kept.
 
-========== ============================================== =====================================
+========== ============================================== ======================================
 mode       kept of a block                                computed again
-========== ============================================== =====================================
+========== ============================================== ======================================
 ``none``   everything                                     nothing
 ``block``  its input                                      the whole block
-``matmul`` outputs of matrix products and of attention    norms, rotations, gates, activations
-========== ============================================== =====================================
+``matmul`` outputs of linears and of dense attention      norms, rotations, gates, activations,
+                                                          sparse attention
+========== ============================================== ======================================
 
 The block's own ``forward`` is replaced, so parameter names stay as they are. Nothing in a block
 draws random numbers, so their state is not kept.
@@ -35,14 +36,14 @@ KEPT = frozenset(
     {
         _aten.mm.default,
         _aten.addmm.default,
-        _aten.bmm.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
 )
-"""Operators whose outputs ``matmul`` keeps: they cost more to compute than to hold."""
+"""Operators whose outputs ``matmul`` keeps: they cost more to compute than to hold. Batched
+products are none of them: in portable sparse attention they are scores, larger than all else."""
 
 
 def recompute_activations(network: nn.Module, *, mode: Mode, every: int = 1) -> None:

@@ -31,7 +31,7 @@ from turbodiffusion.train.losses import Networks
 from turbodiffusion.train.optim import parameter_groups
 from turbodiffusion.train.run import build_networks, compute_dtype, tokens_of
 from turbodiffusion.train.stages import attention_of
-from turbodiffusion.train.work import forward_operations, training_operations
+from turbodiffusion.train.work import step_operations
 
 _ADAM = 8  # bytes of both moments of a parameter, float32
 
@@ -51,24 +51,34 @@ def dry_run(config: TrainConfig, gpus: Sequence[int]) -> dict[str, Any]:
 def _one(config: TrainConfig, one: ModelCard, world: int) -> dict[str, Any]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    asked = config.batch
     leave()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
         ranks = layout(
             torch.device("cpu"), shard=config.parallel.shard, context=config.parallel.context
         )
-        config = replace(config, dtype="bfloat16" if config.dtype == "auto" else config.dtype)
+        config = replace(
+            config, dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+            batch=_shared_batch(config, ranks),
+        )  # fmt: skip
         networks = build_networks(config, one, ranks, filled=False)
-        return _describe(config, one, ranks, networks)
+        return _describe(config, one, ranks, networks) | {"samples_asked": asked}
     finally:
         leave()
+
+
+def _shared_batch(config: TrainConfig, ranks: Ranks) -> int:
+    """The batch of ``config``, or the next one that all processes can share."""
+    part = config.micro_batch * ranks.data_world
+    return -(-config.batch // part) * part
 
 
 def _describe(
     config: TrainConfig, one: ModelCard, ranks: Ranks, networks: Networks
 ) -> dict[str, Any]:
     dtype = compute_dtype(config, ranks.device)
-    roles = {r: n for r, n in vars(networks).items() if n is not None}
+    roles = {r: n for r, n in vars(networks).items() if isinstance(n, nn.Module)}
     memory = dict.fromkeys(("weights", "gradients", "moments", "average"), 0)
     for role, network in roles.items():
         trained = _local(network, trained=True)
@@ -77,11 +87,12 @@ def _describe(
         memory["moments"] += _ADAM * trained
         if role == "student" and config.ema:
             memory["average"] = 4 * trained
+    if networks.exact is not None:
+        memory["derivative"] = sum(_bytes(p) for p in networks.exact.copy.parameters())
     memory["gathered"] = _gathered(roles, dtype.itemsize)
     memory["activations"] = _activations(
         config, one, tokens_of(one, config) // config.parallel.context, dtype
     )
-    forward = forward_operations(one.dit, tokens_of(one, config), attention_of(config))
     return {
         "gpus": ranks.world,
         "mesh": {"replicate": ranks.mesh.size(0), "shard": ranks.mesh.size(1),
@@ -93,7 +104,8 @@ def _describe(
         "samples_per_step": config.batch,
         "passes": config.passes(ranks.data_world),
         "tokens_per_step": config.batch * tokens_of(one, config),
-        "operations_per_step": config.batch * training_operations(forward),
+        "operations_per_step": config.batch
+        * step_operations(config, one.dit, tokens_of(one, config)),
     }  # fmt: skip
 
 
@@ -110,14 +122,19 @@ def _local(network: nn.Module, *, trained: bool) -> int:
 
 
 def _gathered(roles: dict[str, nn.Module], element: int) -> int:
-    """Bytes of whole parameters at the largest moment."""
-    outside, block = 0, 0
+    """Bytes of whole parameters in the computing precision, at the largest moment."""
+    outside, block, whole = 0, 0, 0
     for network in roles.values():
         assert isinstance(network, WanDiT)
         total = sum(p.numel() for p in network.parameters())
         each = [sum(p.numel() for p in one.parameters()) for one in network.blocks]
         outside += element * (total - sum(each))
         block = max(block, *each)
+        stored = next(network.parameters())
+        if stored.element_size() != element:
+            whole = max(whole, element * total)
+    if not isinstance(stored, DTensor):  # one process casts a network as a whole
+        return whole
     return outside + block * (2 * element + 4)
 
 
@@ -166,12 +183,13 @@ def _groups(student: nn.Module, config: TrainConfig) -> dict[str, dict[str, floa
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The dry run as text."""
+    """The dry run as text: what all runs share, then a column for each number of GPUs."""
+    runs: list[dict[str, Any]] = found["runs"]
+    first = runs[0]
     out = [
         f"{found['stage']}, preset {found['preset']}, {found['card']}: "
         f"{found['tokens_per_sample']:,} tokens a sample"
     ]
-    first = found["runs"][0]
     for role, network in first["networks"].items():
         state = "trained" if network["trained"] else "frozen"
         out.append(f"- {role}: {network['parameters'] / 1e9:.3g} G parameters, {state}")
@@ -180,19 +198,37 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"- {name}: {group['tensors']} tensors, {group['elements'] / 1e9:.3g} G elements, "
             f"weight decay {group['weight_decay']:g}"
         )
-    for run in found["runs"]:
-        mesh = run["mesh"]
-        out += [
-            "",
-            f"{run['gpus']} GPUs: {mesh['replicate']} × {mesh['shard']} (replicate × shard), "
-            f"{mesh['data']} × {mesh['context']} (data × context), {run['passes']} pass(es)",
-            f"  {run['samples_per_step']} samples, {run['tokens_per_step']:,} tokens, "
-            f"{run['operations_per_step'] / 1e15:,.3g} P operations a step",
-        ]
-        for role, network in run["networks"].items():
-            for way, count in network["shardings"].items():
-                out.append(f"  {role}: {count['tensors']} tensors {way}")
-        parts = (f"{name} {size / 2**30:.1f}" for name, size in run["memory"].items())
-        total = run["memory_total"] / 2**30
-        out.append(f"  GiB a GPU: {', '.join(parts)}; together {total:.1f}")
+    out += ["", *_table(runs)]
+    for run in runs:
+        if run["samples_per_step"] != run["samples_asked"]:
+            out.append(
+                f"{run['gpus']} GPUs cannot share {run['samples_asked']} samples; counted with "
+                f"{run['samples_per_step']}."
+            )
+    out.append("S(0): cut by rows over the shards; R: the same in every replica; -: whole.")
     return out
+
+
+def _table(runs: list[dict[str, Any]]) -> list[str]:
+    rows: list[tuple[str, list[str]]] = [
+        ("GPUs", [str(run["gpus"]) for run in runs]),
+        ("replicate × shard", [_pair(run, "replicate", "shard") for run in runs]),
+        ("data × context", [_pair(run, "data", "context") for run in runs]),
+        ("passes a step", [str(run["passes"]) for run in runs]),
+        ("samples a step", [str(run["samples_per_step"]) for run in runs]),
+        ("tokens a step", [f"{run['tokens_per_step']:,}" for run in runs]),
+        ("P operations a step", [f"{run['operations_per_step'] / 1e15:,.4g}" for run in runs]),
+    ]
+    for role in runs[0]["networks"]:
+        ways = [", ".join(run["networks"][role]["shardings"]) for run in runs]
+        rows.append((role, ways))
+    for name in runs[0]["memory"]:
+        rows.append((f"GiB {name}", [f"{run['memory'][name] / 2**30:.1f}" for run in runs]))
+    rows.append(("GiB a GPU", [f"{run['memory_total'] / 2**30:.1f}" for run in runs]))
+    left = max(len(name) for name, _ in rows)
+    right = max(len(cell) for _, cells in rows for cell in cells) + 2
+    return [name.ljust(left) + "".join(cell.rjust(right) for cell in cells) for name, cells in rows]
+
+
+def _pair(run: dict[str, Any], one: str, other: str) -> str:
+    return f"{run['mesh'][one]} × {run['mesh'][other]}"
