@@ -240,6 +240,18 @@ def test_what_cannot_be_made(words: tuple[str, ...], code: str) -> None:
     assert caught.value.code == code
 
 
+def test_the_negative_prompt_of_published_shards(
+    pipe: Pipeline, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    words = ["train", "synthesize", "--negative-only", "--model", "micro-teacher", "--device",
+             "cpu", "--out", str(tmp_path)]  # fmt: skip
+    assert main(words) == 0
+    assert content(tmp_path) == {NEGATIVE: reference[NEGATIVE]}
+    assert main([*words, "--negative", "a red circle"]) == 0
+    stored = torch.load(tmp_path / NEGATIVE, weights_only=True)
+    assert torch.equal(stored, pipe.encode_prompts(["a red circle"])[0].bfloat16())
+
+
 def test_a_student_by_its_file(tmp_path: Path) -> None:
     spec = replace(CARDS["micro-teacher"].dit, num_layers=1)
     require_teacher(write_synthetic(spec, tmp_path / "dense.pth", sla=False))

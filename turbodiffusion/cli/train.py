@@ -57,6 +57,8 @@ def _add_synthesize(p: argparse.ArgumentParser) -> None:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
     what.add_argument("--world", type=int, metavar="N",
                       help="N captions of the embedded model's training world")  # fmt: skip
+    what.add_argument("--negative-only", action="store_true",
+                      help="only the negative prompt's embedding, for shards without")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the shards")
     p.add_argument("--model", help="name or path of the teacher (default: the embedded one)")
     p.add_argument("--repeat", type=int, default=1, help="videos of each prompt (default 1)")
@@ -143,15 +145,18 @@ def _synthesize(args: argparse.Namespace) -> int:
     import warnings
 
     from turbodiffusion.errors import show_warning
-    from turbodiffusion.pipeline.load import load
+    from turbodiffusion.pipeline.load import load, pick_device
     from turbodiffusion.train.synthesis import require_space, require_teacher
-    from turbodiffusion.train.synthesize import processes, synthesize
+    from turbodiffusion.train.synthesize import processes, synthesize, write_negative
     from turbodiffusion.weights.find import default_name, find
 
     rank, world = processes()
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         files = find(args.model or f"{default_name()}-teacher")
+        if args.negative_only:
+            print(write_negative(files, args.negative, args.out, pick_device(args.device)))
+            return 0
         plan = synthesis(args, files.card)
         require_teacher(files.dit[""])
         require_space(files.card, plan, args.out)

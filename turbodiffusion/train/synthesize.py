@@ -19,13 +19,17 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.errors import CapacityError, UsageError
+from turbodiffusion.models.text_encoder import Tokenizer
 from turbodiffusion.pipeline.pipeline import Pipeline
+from turbodiffusion.pipeline.request import NEGATIVE as DEFAULT_NEGATIVE
 from turbodiffusion.sampling.flow import Solver, sample_flow
 from turbodiffusion.sampling.noise import draw_noise, make_generators
 from turbodiffusion.train.progress import duration
 from turbodiffusion.train.sharded import NEGATIVE
 from turbodiffusion.train.shards import ShardWriter, saved_bytes, shard_path
 from turbodiffusion.train.synthesis import Synthesis
+from turbodiffusion.weights.find import Files
+from turbodiffusion.weights.load import load_text_encoder
 
 SETTINGS = "synthesis.json"
 """Beside the shards: what they were made with."""
@@ -70,6 +74,26 @@ def synthesize(
                     progress.tick()
         progress.note(f"{writer.finish().name}: {len(samples)} samples")
     return {"folder": str(folder), "samples": progress.made, "seconds": round(progress.seconds, 1)}
+
+
+@torch.no_grad()
+def write_negative(files: Files, text: str | None, folder: Path, device: torch.device) -> Path:
+    """Store the embedding of the negative prompt alone, for shards that came without one.
+
+    Args:
+        files: of the teacher, of which only the text encoder is loaded.
+        text: None: the negative prompt that the teacher's sampler has by default.
+    """
+    card = files.card
+    if text is None:
+        text = "" if card.embedded else DEFAULT_NEGATIVE
+    dtype = torch.float32 if card.embedded and device.type == "cpu" else None  # as pipelines do
+    encoder = load_text_encoder(files.text_encoder, card.text, device, dtype)
+    ids, mask = Tokenizer.from_file(files.tokenizer, card.text.text_len)([text])
+    embed = encoder.encode(ids.to(device), mask.to(device))[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / NEGATIVE, saved_bytes(embed))
+    return folder / NEGATIVE
 
 
 @torch.no_grad()

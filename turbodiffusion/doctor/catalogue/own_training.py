@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbodiffusion.doctor.catalogue.entry import own
+from turbodiffusion.doctor.catalogue.entry import own, run
 
 ENTRIES = (
     own("ops-sla-tangent", "Sparse attention has no derivative along a direction.",
@@ -36,7 +36,9 @@ ENTRIES = (
         "Start from the file that they were quantised from."),
     own("train-jvp", "There is no such way to derive.", "Use whole or dual."),
     own("train-negative", "Guidance or dropped captions need the negative prompt's embedding.",
-        "Add it to the data, or set guidance to 1 and drop to 0."),
+        run("Add it to the shards.",
+            "turbodiffusion train synthesize --negative-only --model TEACHER --out DATA"),
+        "Or set guidance to 1 and drop to 0."),
     own("train-network", "A stage lacks the weights of one of its networks.",
         "Give the weights of the teacher."),
     own("train-package", "An optional package of the training metrics is missing.",
