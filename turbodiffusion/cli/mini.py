@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo")
 """In the order of ``all``."""
-IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-turbo")
+IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-merge", "i2v-turbo")
 """Of the size that has an image-to-video model."""
 
 
@@ -59,7 +59,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help="a setting of sla, rcm, turbo or i2v, as of `train --set`; of i2v-turbo: high=2",
+        help="a setting of sla, rcm, turbo or i2v, as of `train --set`; of i2v-merge: high=2",
     )  # fmt: skip
 
 
@@ -191,16 +191,16 @@ def _run_images(
     args: argparse.Namespace, stage: str, size: SizeRecipe, folder: Path, worker: Worker,
     budget: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    from turbodiffusion.mini.i2v import DISTILLED, PARTS, make_i2v_turbo, train_i2v
+    from turbodiffusion.mini import i2v
     from turbodiffusion.train.config import assignments
 
-    if stage == "i2v-turbo":
-        return make_i2v_turbo(size, folder, assignments(args.changes))
+    if stage == "i2v-merge":
+        return i2v.make_i2v_merged(size, folder, assignments(args.changes))
     if "batch" in budget:
         budget["micro_batch"] = budget["batch"]
     changes = {**budget, **assignments(args.changes)}
-    parts = PARTS if stage == "i2v" else (DISTILLED,)
-    return train_i2v(size, folder, worker, args.run_minutes, changes, parts=parts)
+    parts = {"i2v": i2v.PARTS, "i2v-rcm": i2v.DISTILLED, "i2v-turbo": i2v.ALIGNED}[stage]
+    return i2v.train_i2v(size, folder, worker, args.run_minutes, changes, parts=parts)
 
 
 def size_of(args: argparse.Namespace) -> SizeRecipe:

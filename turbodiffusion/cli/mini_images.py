@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder with the weights; default: packaged")
     parser.add_argument(
         "--rows", default="vae,int8,exchanged", metavar="NAMES",
-        help="of vae, teacher, teacher-4, merged, int8, exchanged (default vae,int8,exchanged)",
+        help="of vae, teacher, teacher-4, dense, merged, turbo, int8, exchanged, the control of "
+        "int8 (default vae,int8,exchanged)",
     )  # fmt: skip
     parser.add_argument("--samples", type=count, default=32, help="videos of a row (default 32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")

@@ -36,9 +36,12 @@ from turbodiffusion.weights.find import Files
 
 SEED = 91_000_000
 FROM_IMAGE = ("colour", "shape", "background")
-FILES = {"teacher": "i2v_teacher_{}", "merged": "i2v_{}", "int8": "i2v_{}_int8"}
+FILES = {
+    "teacher": "i2v_teacher_{}", "dense": "i2v_dense_{}", "merged": "i2v_merged_{}",
+    "turbo": "i2v_{}", "int8": "i2v_{}_int8",
+}  # fmt: skip
 """Form → part names of its two files."""
-ROWS = ("vae", "teacher", "teacher-4", "merged", "int8", "exchanged")
+ROWS = ("vae", "teacher", "teacher-4", "dense", "merged", "turbo", "int8", "exchanged")
 AIM_PSNR = 26.0
 """Least likeness of the first frame that the recipe aims at, dB."""
 
@@ -176,8 +179,11 @@ def measure_rows(
                          f"Rows are {', '.join(ROWS)}.")  # fmt: skip
     opened: dict[str, Pipeline] = {}
     rows = []
+    same = {"vae": "int8", "exchanged": "int8", "teacher-4": "teacher"}
+    if own := [same.get(name, name) for name in names if name != "vae"]:
+        same["vae"] = own[0]  # any of them has the autoencoder
     for name in names:
-        form = {"vae": "int8", "exchanged": "int8", "teacher-4": "teacher"}.get(name, name)
+        form = same.get(name, name)
         if form not in opened:
             opened[form] = open_experts(size, folder, form, device)
         if name == "vae":
