@@ -20,7 +20,9 @@ CASES = [f"{stage}:{way}" for stage in ITERATIONS for way in ("fsdp", "ulysses")
 CASES += ["flow:replicas"]
 FOUR = ["flow:hsdp"]
 """Two replicas of two shards."""
-MOVED = [stage for stage in ITERATIONS if stage != "dcm"]  # rcm's networks and optimisers
+SAME = ("dcm", "align")
+"""Networks and optimisers of these stages are those of ``rcm`` and ``sla``."""
+MOVED = [stage for stage in ITERATIONS if stage not in SAME]
 
 
 def names(cases: list[str]) -> list[str]:

@@ -27,7 +27,9 @@ from turbodiffusion.train.sources import Noise, mixed_seed
 from turbodiffusion.train.stages import build_network, roles
 
 CPU = torch.device("cpu")
-ITERATIONS = {"flow": (0,), "sla": (0,), "sla-flow": (0,), "rcm": (0, 2, 3), "dcm": (0,)}
+ITERATIONS = {
+    "flow": (0,), "sla": (0,), "sla-flow": (0,), "align": (0,), "rcm": (0, 2, 3), "dcm": (0,),
+}  # fmt: skip
 """Of rcm: the consistency loss alone, the fake score, and both losses of the student. Of dcm, rcm
 in discrete time: both losses."""
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from turbodiffusion.parallel import ranks
 from turbodiffusion.train.config import TrainConfig, change
-from turbodiffusion.train.stages import settings_of
+from turbodiffusion.train.stages import attention_of, settings_of
 
 TINY: dict[str, Any] = {
     "card": "micro-teacher", "init": "micro-teacher", "latent_frames": 3, "height": 32, "width": 32,
@@ -25,7 +25,7 @@ SPARSE = {"topk": 0.34}  # one of the three key blocks
 def settings(stage: str, out: Path, **changes: Any) -> TrainConfig:
     """A run of ``stage`` that takes a second."""
     config = change(settings_of(stage, "mini"), {**TINY, "out": str(out)})
-    if stage.startswith("sla"):
+    if attention_of(config).kind == "sla":
         config = change(config, {"loss": SPARSE})
     if stage == "rcm":  # the second iteration is the critic's, the third both losses'
         config = change(config, {"loss": {"every": 2, "consistency": {"warmup": 1}}})

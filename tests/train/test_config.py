@@ -92,6 +92,11 @@ def test_a_batch_that_the_processes_cannot_share_names_one_that_they_can():
         config.passes(2)
 
 
+def test_samples_are_drawn_as_often_as_the_preset_says():
+    assert given("rcm", "--preset", "14B").sample_every == 250
+    assert given("rcm", "--preset", "14B", "--set", "sample_every=0").sample_every == 0
+
+
 def test_a_setting_of_several_kinds_is_chosen_by_name():
     config = given("rcm", "--set", "loss.consistency=Discrete", "--set", "loss.every=3")
     assert config.loss.consistency == Discrete() and config.loss.every == 3

@@ -51,7 +51,7 @@ def test_a_distilled_run_shows_few_calls_above_the_teacher(alone, tmp_path: Path
     # Two samples a step in parts of one: the third prompt is the next step's first.
     assert tuple(read_video(video).frames.shape[-4:-1]) == (9, 4 * 32, 6 * 32)
     stored = read_settings(video)
-    assert stored["rows"] == ["student_1", "student_2", "student_4", "teacher 2"]
+    assert stored["rows"] == ["student_1", "student_2", "student_4", "teacher"]
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     found = {name: line[f"sample_mse_{name}"] for name in (1, 2, 4)}
     assert all(0 < value < 100 for value in found.values()) and len(set(found.values())) == 3
@@ -76,7 +76,20 @@ def test_a_sparse_student_stands_above_its_teacher(alone, tmp_path: Path):
         trainer.networks["student"].head.head.bias += 0.1
     assert trainer.draw(1)["sample_mse"] > 1e-3
     rows = read_settings(tmp_path / "samples" / "iter_000000001.mp4")["rows"]
-    assert rows == ["student", "teacher 2"]
+    assert rows == ["student", "teacher"]
+
+
+def test_a_merged_student_is_drawn_in_few_calls_like_its_dense_one(alone, tmp_path: Path):
+    all_keys = {"loss": {"topk": 1.0}}
+    trainer = open_trainer(settings("align", tmp_path, **FEW_STEPS, **all_keys), alone, quiet=True)
+    calls = {"student": 0, "teacher": 0}
+    for role in calls:
+        network = getattr(trainer.objective.networks, role)
+        network.register_forward_pre_hook(
+            lambda module, inputs, role=role: calls.update({role: calls[role] + 1})
+        )
+    assert trainer.draw(0)["sample_mse"] < 1e-9
+    assert calls == {"student": 4, "teacher": 4}
 
 
 def test_samples_wait_for_the_next_report(alone, tmp_path: Path):

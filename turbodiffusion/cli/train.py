@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbodiffusion.train.config import TrainConfig
     from turbodiffusion.train.synthesis import Synthesis
 
-STAGES = ("flow", "sla", "sla-flow", "rcm")
+STAGES = ("flow", "sla", "sla-flow", "rcm", "align")
 """The stages of :mod:`turbodiffusion.train.stages`, which needs torch to be imported."""
 
 
@@ -112,9 +112,11 @@ def run(args: argparse.Namespace) -> int:
 def settings(args: argparse.Namespace) -> TrainConfig:
     """Preset, then file, then --out, then --set."""
     from turbodiffusion.train.config import assignments, change, read_file
+    from turbodiffusion.train.presets import preset
     from turbodiffusion.train.stages import settings_of
 
     config = settings_of(args.stage, args.preset)
+    config = change(config, {"sample_every": preset(args.preset, args.stage).sample_every})
     if args.config:
         config = change(config, read_file(args.config))
     if args.out:

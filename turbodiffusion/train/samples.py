@@ -6,7 +6,8 @@ run; the rows, from the top, are stored in the file as its settings:
 ==========  ======================================================================================
 stage       rows
 ==========  ======================================================================================
-distilled   the student in 1, 2 and 4 calls by the few-step sampler; the teacher, guided
+``rcm``     the student in 1, 2 and 4 calls by the few-step sampler; the teacher, guided
+``align``   the sparse student and its dense one, both in 4 calls
 ``sla``     the sparse student, then its dense teacher, both guided
 others      the network, guided
 ==========  ======================================================================================
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from turbodiffusion.train.trainer import to_device
 FEW = (1, 2, 4)
 """Calls of a distilled student; more would be drawn with the same angles as 4."""
 
-Row = Callable[[Batch], Tensor]
+Row = Callable[[nn.Module], Tensor]
 
 
 class Sampler:
@@ -67,47 +69,47 @@ class Sampler:
         """Draw with the networks as they are; returns the distances from the teacher."""
         if self.batch is None:
             self.batch = to_device(first_samples(self.source, self.config), self.ranks.device)
-        rows = {name: draw(self.batch) for name, draw in self.rows().items()}
+        rows = {name: draw(self.networks.student) for name, draw in self.rows().items()}
         found: dict[str, float] = {}
         if self.networks.teacher is not None:
             if self.teacher is None:
-                self.teacher = self.many(self.networks.teacher, self.batch)
+                self.teacher = self.draw_teacher(self.networks.teacher)
             for name, latents in rows.items():
                 mean = (latents.double() - self.teacher.double()).square().mean()
                 found["sample_mse" + name.removeprefix("student")] = float(mean)
-            rows[f"teacher {self.config.sample_steps}"] = self.teacher
+            rows["teacher"] = self.teacher
         if self.ranks.first:
             folder = Path(self.config.out) / "samples"
             self.write(folder / f"iter_{iteration:09d}{self.suffix}", rows)
         return found
 
     def rows(self) -> dict[str, Row]:
-        """What to draw of the student, by name."""
-        loss = self.config.loss
-        if not isinstance(loss, DistillLoss):
-            return {"student": lambda batch: self.many(self.networks.student, batch)}
+        """How the student is drawn, by name."""
+        if isinstance(self.config.loss, DistillLoss):
+            return {f"student_{steps}": partial(self.few, steps=steps) for steps in FEW}
+        return {"student": self.draw_teacher}
 
-        def few(steps: int) -> Row:
-            return lambda batch: self.few(batch, steps, loss.sigma_max)
+    def draw_teacher(self, network: nn.Module) -> Tensor:
+        """As the teacher of the stage is drawn: in few calls where it is a student itself."""
+        return self.few(network, FEW[-1]) if self.config.stage == "align" else self.many(network)
 
-        return {f"student_{steps}": few(steps) for steps in FEW}
-
-    def few(self, batch: Batch, steps: int, sigma_max: float) -> Tensor:
-        """Latents of the student in ``steps`` calls; fresh noise goes on from the start noise."""
-        seeds = self.config.sample_seeds
+    def few(self, network: nn.Module, steps: int) -> Tensor:
+        """Latents in ``steps`` calls; fresh noise goes on from the start noise."""
+        batch, loss, seeds = self.batch, self.config.loss, self.config.sample_seeds
+        assert batch is not None
         generators = [g for _ in range(len(batch.context_BSD) // seeds)
                       for g in make_generators(0, seeds)]  # fmt: skip
-        noise = draw_noise(batch.latents_BCTHW.shape, generators)
-        network = self.networks.student
         return sample_rcm(
-            velocity(network, batch, batch.context_BSD), noise, num_steps=steps,
-            sigma_max=sigma_max, generator=generators, model_dtype=dtype_of(network),
-            device=self.ranks.device,
+            velocity(network, batch, batch.context_BSD),
+            draw_noise(batch.latents_BCTHW.shape, generators), num_steps=steps,
+            sigma_max=loss.sigma_max if isinstance(loss, DistillLoss) else self.card.sigma_max,
+            generator=generators, model_dtype=dtype_of(network), device=self.ranks.device,
         )  # fmt: skip
 
-    def many(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Latents of a network by the unaccelerated sampler, guided where there is a negative."""
-        baseline, seeds = self.card.baseline, self.config.sample_seeds
+    def many(self, network: nn.Module) -> Tensor:
+        """Latents by the unaccelerated sampler, guided where there is a negative prompt."""
+        batch, baseline, seeds = self.batch, self.card.baseline, self.config.sample_seeds
+        assert batch is not None
         guided = batch.negative_BSD is not None
         noise = draw_noise((seeds, *batch.latents_BCTHW.shape[1:]), 0)
         return sample_flow(
