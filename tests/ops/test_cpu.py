@@ -41,10 +41,6 @@ def test_results_keep_their_order(threads):
     )
 
 
-def test_one_item_keeps_all_threads(threads):
-    assert cpu.collect(lambda _: torch.tensor(torch.get_num_threads()), [0]) == [threads]
-
-
 def test_a_failure_reaches_the_caller(threads):
     def fail(item: int) -> torch.Tensor:
         if item == 7:

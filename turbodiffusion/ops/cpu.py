@@ -25,8 +25,6 @@ def has_bf16() -> bool:
 
 def collect(function: Callable[[T], torch.Tensor], items: Sequence[T]) -> list[torch.Tensor]:
     """``function`` of each item, in their order, worked out as by :func:`share`."""
-    if len(items) == 1:
-        return [function(items[0])]
     results: list[torch.Tensor | None] = [None] * len(items)
 
     def run(places: Iterator[int]) -> None:
@@ -47,11 +45,8 @@ def share(run: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
     Gradients are off in ``run``, as in the ``forward`` of an autograd function.
     """
     waiting = deque(items)
-    threads = min(torch.get_num_threads(), len(waiting))
-    if threads <= 1:  # one item alone may use all threads
-        with torch.no_grad():
-            run(iter(waiting))
-        return
+    before = torch.get_num_threads()
+    threads = min(before, len(waiting))
     failures: list[BaseException] = []
     inference = torch.is_inference_mode_enabled()
 
@@ -69,7 +64,6 @@ def share(run: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
         except BaseException as failure:
             failures.append(failure)
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread, and what new ones begin with
     try:
         helpers = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]

@@ -45,10 +45,10 @@ class Cut:
         return cls(blocks_HRJ, hidden_HRS, block_q, block_k, length)
 
     def step(self, width: int, elements: int, threads: int) -> int:
-        """Query blocks at a time whose copied keys are at most ``elements``, enough for threads."""
+        """Query blocks of a slice: ``elements`` of copied keys, or four slices for each thread."""
         heads, count, kept = self.blocks_HRJ.shape
         room = elements // (kept * self.block_k * width)
-        return max(1, min(count, room, -(-heads * count // (2 * threads))))
+        return max(1, min(count, room, -(-heads * count // (4 * threads))))
 
     def slices(self, step: int) -> Iterator[slice]:
         """Slices of one head's query blocks."""

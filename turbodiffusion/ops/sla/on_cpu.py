@@ -11,8 +11,9 @@ S their keys, K key blocks, F elements of a key block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from turbodiffusion.ops import cpu
 from turbodiffusion.ops.sla.cut import Cut
 from turbodiffusion.ops.sla.linear import linear_branch, query_side, state
 
+T = TypeVar("T")
+
 COPIED_ELEMENTS = 1 << 19
 """Of keys, and as many of values, that a thread holds at a time: copies and scores stay cached."""
 
@@ -28,6 +31,15 @@ COPIED_ELEMENTS = 1 << 19
 def runs(x: Tensor) -> bool:
     """Whether operators on ``x`` take this way; the compiler cannot trace it."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def settle(future: Future[T], function: Callable[[int], T], head: int) -> None:
+    """Give a future ``function(head)``, or its failure, which is raised as well."""
+    try:
+        future.set_result(function(head))
+    except BaseException as failure:
+        future.set_exception(failure)
+        raise
 
 
 class Copies:
@@ -73,33 +85,36 @@ class _Function(torch.autograd.Function):
         dtype = torch.bfloat16 if narrow else torch.float32
         n, d = q_BLND.shape[2:]
         heads = range(q_BLND.shape[0] * n)
-        k_HKF: list[Tensor] = [q_BLND] * len(heads)
-        v_HKF, state_HDE = k_HKF.copy(), k_HKF.copy()
+        keys: list[Future[tuple[Tensor, Tensor, Tensor]]] = [Future() for _ in heads]
         out_BLND = torch.empty_like(q_BLND, memory_format=torch.contiguous_format)
 
-        def read_keys(todo: Iterator[int]) -> None:
-            for h in todo:
-                k_LD, v_LD = k_BLND[h // n, :, h % n], v_BLND[h // n, :, h % n]
-                k_HKF[h], v_HKF[h] = cut.keys(k_LD), cut.keys(v_LD, dtype)
-                state_HDE[h] = state(k_LD, v_LD, proj_weight, feature_map)
+        def read_keys(h: int) -> tuple[Tensor, Tensor, Tensor]:
+            k_LD, v_LD = k_BLND[h // n, :, h % n], v_BLND[h // n, :, h % n]
+            linear = state(k_LD, v_LD, proj_weight, feature_map)
+            return cut.keys(k_LD), cut.keys(v_LD, dtype), linear
 
-        def attend(todo: Iterator[tuple[int, slice]]) -> None:
+        def work(todo: Iterator[tuple[int, slice | None]]) -> None:
             copied_k, copied_v = Copies(), Copies()
             for h, part in todo:
+                if part is None:
+                    settle(keys[h], read_keys, h)
+                    continue
+                k_KF, v_KF, linear = keys[h].result()
                 tokens = cut.tokens(part)
                 q_LD = q_BLND[h // n, tokens, h % n]
                 index = cut.blocks_HRJ[h, part].flatten()
                 q_RXD = cut.queries(q_LD) * d**-0.5
-                k_RSD = copied_k(k_HKF[h], index).view(len(q_RXD), -1, d)
-                v_RSD = copied_v(v_HKF[h], index).view(len(q_RXD), -1, d)
+                k_RSD = copied_k(k_KF, index).view(len(q_RXD), -1, d)
+                v_RSD = copied_v(v_KF, index).view(len(q_RXD), -1, d)
                 p_RXS = _probabilities(q_RXD, k_RSD, cut, h, part).to(dtype)
                 sparse_LD = (p_RXS @ v_RSD).flatten(0, 1)[: len(q_LD)]
-                linear_LD = query_side(q_LD, state_HDE[h], proj_bias, feature_map)
+                linear_LD = query_side(q_LD, linear, proj_bias, feature_map)
                 out_BLND[h // n, tokens, h % n] = linear_LD.add_(sparse_LD)
 
-        cpu.share(read_keys, heads)
+        # Keys of all heads come first, so that whoever waits for some waits for a running thread.
+        items: list[tuple[int, slice | None]] = [(h, None) for h in heads]
         step = cut.step(d, COPIED_ELEMENTS, torch.get_num_threads())
-        cpu.share(attend, ((h, part) for h in heads for part in cut.slices(step)))
+        cpu.share(work, items + [(h, part) for h in heads for part in cut.slices(step)])
         return out_BLND
 
     @staticmethod

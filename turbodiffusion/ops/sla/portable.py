@@ -21,7 +21,9 @@ from turbodiffusion.ops.sla.naive import sparse_attention
 __all__ = ["block_scores", "sparse_attention", "sparse_linear_attention", "top_blocks"]
 
 GATHERED_ELEMENTS = 1 << 26  # of keys, and as many of values, copied at a time
-SUMMED_ELEMENTS = 1 << 18  # on a CPU, by a thread at a time
+# On a CPU, by a thread at a time: fewer are not worth another thread.
+SUMMED_ELEMENTS = 1 << 20
+SORTED_ELEMENTS = 1 << 15
 
 
 def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> Tensor:
@@ -35,27 +37,27 @@ def block_scores(q_BLND: Tensor, k_BLND: Tensor, block_q: int, block_k: int) -> 
 
 
 def top_blocks(scores_BNQK: Tensor, kept: int) -> Tensor:
-    heads = scores_BNQK.flatten(0, 1).unbind()
-    parts = heads if on_cpu.runs(scores_BNQK) else [scores_BNQK.flatten(0, 1)]
-    found = cpu.collect(lambda scores: naive.top_blocks(scores, kept), parts)
+    if not on_cpu.runs(scores_BNQK):
+        return naive.top_blocks(scores_BNQK, kept)
+    rows = scores_BNQK.flatten(0, 2)
+    parts = rows.split(max(1, SORTED_ELEMENTS // rows.shape[1]))
+    found = cpu.collect(lambda part: naive.top_blocks(part, kept), parts)
     return torch.cat(found).view(*scores_BNQK.shape[:-1], kept)
 
 
 def _sums(x_BLND: Tensor, block: int, minus_B1ND: Tensor | None = None) -> Tensor:
     """Sum of each block of tokens, (B, blocks, N, D) float32, of ``x`` or ``x - minus`` rounded."""
-    length = x_BLND.shape[1]
 
-    def sums(start: int) -> Tensor:
-        part_BLND = x_BLND[:, start : start + step]
+    def sums(part_BLND: Tensor) -> Tensor:
         if minus_B1ND is not None:
             part_BLND = part_BLND - minus_B1ND
         padded = F.pad(part_BLND.float(), (0, 0, 0, 0, 0, -part_BLND.shape[1] % block))
         return padded.unflatten(1, (-1, block)).sum(2)
 
-    step = length
-    if on_cpu.runs(x_BLND):  # as many blocks as stay in the cache
-        step = block * max(1, SUMMED_ELEMENTS // (block * x_BLND[:, 0].numel()))
-    return torch.cat(cpu.collect(sums, range(0, length, step)), 1)
+    if not on_cpu.runs(x_BLND):
+        return sums(x_BLND)
+    step = max(1, SUMMED_ELEMENTS // (block * x_BLND[:, 0].numel()))
+    return torch.cat(cpu.collect(sums, x_BLND.split(step * block, 1)), 1)
 
 
 def _counts(x_BLND: Tensor, block: int) -> Tensor:
