@@ -2,13 +2,14 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from tests.mini.nano import NANO, nano
 from turbodiffusion.errors import UsageError, WeightsError
-from turbodiffusion.mini import evaluate, export, prompts, rows, world
+from turbodiffusion.mini import evaluate, export, prompts, quality, rows, world
 from turbodiffusion.mini.networks import Networks, requests_of, sample_latents, student_card
 from turbodiffusion.mini.observe import Judges
 from turbodiffusion.mini.quality import Options, measure_quality
@@ -228,6 +229,26 @@ def test_a_run_that_is_cut_short_keeps_rows_equal(networks):
     evaluation = evaluate.Evaluation(networks, chosen, Judges(1))
     assert evaluation.run(prompts.world_batches([1], 4, 2), deadline=0.0) == 1
     assert {t.group("seen", 1).videos for t in evaluation.tallies.values()} == {2}
+
+
+def test_repeated_prompts_stand_among_the_others():
+    """A run that is cut short has some of both; the first batch is one of the table's own."""
+    own, extra = prompts.world_batches([1], 8, 2), prompts.repeated_batches(3, 8)
+    order = quality._shuffle_in(own, extra)
+    assert len(order) == 11 and [b for b in order if not b.repeats] == own
+    places = [i for i, b in enumerate(order) if b.repeats]
+    assert places[0] > 0 and min(b - a for a, b in pairwise(places)) > 1
+
+
+def test_prompts_of_a_file_leave_rendered_rows_out(folder):
+    options = Options(
+        folder=folder, device="cpu", prompts=["a red ring", "two dogs"], workers=1, steps=1,
+        topk=0.5,
+    )  # fmt: skip
+    result, _ = measure_quality(SIZE, options, lambda text: None)
+    assert [row["row"] for row in result["whole"]] == [r.shown for r in rows.ROWS if r.part]
+    assert [one["prompt"] for one in result["not_judged"]] == ["two dogs"]
+    assert "frechet" not in result["whole"][0], "the world's clips show other prompts"
 
 
 def test_rendered_rows_need_the_worlds_prompts(folder):
