@@ -12,7 +12,8 @@ import torch.distributed.checkpoint as dcp
 
 from tests.train import runs
 from tests.train.runs import settings
-from turbodiffusion.errors import WeightsError
+from turbodiffusion.errors import TurboDiffusionError, WeightsError
+from turbodiffusion.train import checkpoints as saving
 from turbodiffusion.train.run import open_trainer
 from turbodiffusion.weights.distributed import open_distributed
 from turbodiffusion.weights.sharded_reader import SafePlanner, SafeReader
@@ -123,3 +124,36 @@ def test_a_checkpoint_of_another_network_is_refused(alone, copied: Path):
     with pytest.raises(WeightsError, match="cannot be continued from") as error:
         open_trainer(settings("sla", copied), alone, quiet=True)
     assert "--out" in error.value.fix
+
+
+def test_a_place_that_cannot_be_written_is_named(alone, tmp_path: Path):
+    config = settings("flow", tmp_path, steps=1)
+    trainer = open_trainer(config, alone, quiet=True)
+    (tmp_path / "checkpoints").write_text("no folder")
+    with pytest.raises(TurboDiffusionError, match="could not be written to") as error:
+        trainer.run()
+    assert error.value.code == "train-save"
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_one(
+    alone, copied: Path, monkeypatch
+):
+    trainer = open_trainer(settings("flow", copied, steps=3, save_every=1, keep=1), alone,
+                           quiet=True)  # fmt: skip
+
+    def killed(path, **kwargs):
+        next(Path(path).rglob("*.distcp")).unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saving.shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            trainer.run()
+    folder = copied / "checkpoints"
+    assert sorted(p.name for p in folder.glob("iter_*")) == [
+        "iter_000000001.partial", "iter_000000002",
+    ]  # fmt: skip
+    again = open_trainer(trainer.config, alone, quiet=True)
+    assert again.iteration == 2
+    again.run()
+    assert [p.name for p in folder.glob("iter_*")] == ["iter_000000003"]

@@ -22,6 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,12 @@ class Checkpoints:
             tensors: folder name → nested tensors of it. trainer: JSON values.
 
         Raises:
-            CapacityError: it does not fit on the disk. The checkpoints before it are untouched.
+            CapacityError: it does not fit on the disk. TurboDiffusionError: it cannot be written
+                for another reason. The checkpoints before it are untouched.
         """
         final = self.folder / f"iter_{iteration:09d}"
         partial = final.with_name(final.name + ".partial")
-        if self.ranks.first:
-            self._sweep()
-            partial.mkdir(parents=True)
-        self._require_space(tensors)
+        self._prepare(partial, tensors)
         try:
             with warnings.catch_warnings():
                 # A group of one saves without asking itself; torch mentions that.
@@ -133,35 +132,49 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             return str(error)
         for old in self._complete()[: -self.keep]:
-            shutil.rmtree(old)
+            # Half removed, it must not look complete; the next save sweeps what is left.
+            with suppress(OSError):
+                os.replace(old, aside := old.with_name(old.name + ".partial"))
+                shutil.rmtree(aside)
         return ""
 
-    def _require_space(self, tensors: dict[str, Any]) -> None:
-        """Compare with the free space before a byte is written."""
+    def _prepare(self, partial: Path, tensors: dict[str, Any]) -> None:
+        """Make the folder and compare with the free space before a byte is written.
+
+        Only the first process can fail here, and tells the others.
+        """
         needed = torch.tensor(float(sum(_local_bytes(tensors))), device=self.ranks.device)
         if self.ranks.world > 1:
             dist.all_reduce(needed)
-        problem = ""
+        full = other = ""
         if self.ranks.first:
-            free = shutil.disk_usage(self.folder).free
-            if free < needed:
+            try:
                 self._sweep()
-                problem = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"
-        if problem := self.ranks.from_first(problem):
-            raise self._full(problem)
+                partial.mkdir(parents=True)
+                free = shutil.disk_usage(self.folder).free
+                if free < needed:
+                    self._sweep()
+                    full = f"{needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free"
+            except OSError as error:
+                full, other = (str(error), "") if _is_full(error) else ("", str(error))
+        if full := self.ranks.from_first(full):
+            raise self._full(full)
+        if other := self.ranks.from_first(other):
+            raise self._failed(other)
 
     def _explained(self, error: BaseException) -> TurboDiffusionError:
         cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
-                break
+        while cause is not None and not _is_full(cause):
             cause = cause.__cause__ or cause.__context__
         text = str(error)
         if cause is not None or any(words in text for words in _NO_SPACE_TEXT):
             return self._full(_reason(cause or error))
+        return self._failed(_reason(error))
+
+    def _failed(self, why: str) -> TurboDiffusionError:
         return TurboDiffusionError(
             "train-save",
-            f"The checkpoint could not be written to {self.folder}: {_reason(error)}.",
+            f"The checkpoint could not be written to {self.folder}: {why}.",
             "The checkpoints before it are untouched; the same command goes on from the last one.",
         )
 
@@ -172,6 +185,10 @@ class Checkpoints:
             "Free some space, or keep fewer checkpoints (--set keep=1); the same command goes on "
             "from the last complete one.",
         )
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
 def _reason(error: BaseException) -> str:
