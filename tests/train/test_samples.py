@@ -100,6 +100,13 @@ def test_samples_wait_for_the_next_report(alone, tmp_path: Path):
     assert curve(tmp_path, ("sample_mse",)) == [[3, 2.0]]
 
 
+def test_training_goes_on_where_samples_cannot_be_written(alone, tmp_path: Path):
+    trainer = open_trainer(settings("flow", tmp_path, **FEW_STEPS), alone, quiet=True)
+    (tmp_path / "samples").write_text("no folder")
+    with pytest.warns(UserWarning, match=r"not written: .*iter_000000001\.mp4"):
+        assert trainer.run()["complete"]
+
+
 def test_without_pyav_samples_are_gifs(alone, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     assert samples.video_suffix() == ".gif"

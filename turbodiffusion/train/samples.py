@@ -19,6 +19,7 @@ are sharded: every process takes part in every call, the first one decodes and w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbodiffusion.errors import SetupError, UsageError
+from turbodiffusion.errors import SetupError, TurboDiffusionError, UsageError
 from turbodiffusion.models.cards import ModelCard
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.parallel.ranks import Ranks
@@ -79,8 +80,11 @@ class Sampler:
                 found["sample_mse" + name.removeprefix("student")] = float(mean)
             rows["teacher"] = self.teacher
         if self.ranks.first:
-            folder = Path(self.config.out) / "samples"
-            self.write(folder / f"iter_{iteration:09d}{self.suffix}", rows)
+            path = Path(self.config.out) / "samples" / f"iter_{iteration:09d}{self.suffix}"
+            try:
+                self.write(path, rows)
+            except TurboDiffusionError as error:  # a full disk, say, is no reason to stop training
+                warnings.warn(f"Samples were not written: {error.message}", stacklevel=2)
         return found
 
     def rows(self) -> dict[str, Row]:
