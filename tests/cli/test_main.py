@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,15 @@ def test_every_command_has_a_parser_and_runs():
     assert parser.parse_args(["generate", "x"]).command == "generate"
     for name in COMMANDS:
         assert callable(import_module(f"turbodiffusion.cli.{name}").run)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_between_operations_unless_told_otherwise(chosen, expected, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main([]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_unknown_command(capsys):
