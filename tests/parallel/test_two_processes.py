@@ -52,7 +52,9 @@ def folder(tmp_path_factory) -> Path:
 def measured(folder: Path) -> dict[str, dict[str, Any]]:
     """All cases in one pair of processes: starting them takes longer than the cases."""
     moves = [f"{stage}:move" for stage in MOVED]
-    return by_name(launch(2, "tests.parallel.two", str(folder), *CASES, *moves, "damage"))
+    return by_name(
+        launch(2, "tests.parallel.two", str(folder), *CASES, *moves, "damage", "overflow")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,8 @@ def test_checkpoints_move_between_numbers_of_processes(folder: Path, measured, s
 
 def test_both_processes_are_told_of_a_damaged_shard_of_one(measured):
     assert measured["damaged"]["told"] == 1.0
+
+
+def test_both_processes_are_told_of_a_full_disk_of_one(measured):
+    assert measured["overflow"]["told"] == 1.0
+    assert measured["overflow"]["left"] == ["iter_000000001", "latest_checkpoint.txt"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from tests.train.runs import settings
-from turbodiffusion.errors import WeightsError
+from turbodiffusion.errors import CapacityError, WeightsError
 from turbodiffusion.models.cards import card
 from turbodiffusion.parallel import ranks as processes
 from turbodiffusion.train.config import TrainConfig
@@ -132,12 +133,32 @@ def damage(folder: Path) -> dict[str, Any]:
     return {"case": "damaged", "told": float(world.mean(torch.tensor(float(told))))}
 
 
+def overflow(folder: Path) -> dict[str, Any]:
+    """What both processes are told when the second one's disk is full, and what is left."""
+    config = settings_for("flow", folder / "overflow", "fsdp")
+    world = processes.layout(CPU, shard=2)
+    trainer = open_trainer(replace(config, steps=1), world, quiet=True)
+    trainer.run()
+    trainer.iteration = 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if not world.first:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    told = 0
+    try:
+        trainer.save()
+    except CapacityError as error:
+        told = int(error.code == "train-disk-full")
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = sorted(path.name for path in (folder / "overflow/checkpoints").iterdir())
+    return {"case": "overflow", "told": float(world.mean(torch.tensor(float(told)))), "left": left}
+
+
 def main(folder: Path, cases: list[str]) -> None:
     world = processes.start(CPU)
     for case in cases:
         name, _, way = case.partition(":")
-        if name == "damage":
-            lines = [damage(folder)]
+        if name in ("damage", "overflow"):
+            lines = [damage(folder) if name == "damage" else overflow(folder)]
         elif way == "move":
             lines = []
             move(name, folder)
