@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands set it
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -191,6 +192,7 @@ def main() -> int:
     facts = machine.read(torch.device("cpu"), shlex.join(["python", *sys.argv]))
     columns = [*COLUMNS, "FlexAttention, blocks given ms"] if args.flex else list(COLUMNS)
     lines = [f"- {line}" for line in table.heading(facts)]
+    lines.append(f"- threads wait: {os.environ['OMP_WAIT_POLICY']}")
     lines += ["", f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     print("\n".join(lines), flush=True)
     clock, rows = CpuClock(), []
@@ -201,7 +203,12 @@ def main() -> int:
         lines.append(f"| {' | '.join(cells(case, rows[-1]))} |")
         print(lines[-1], flush=True)
     if args.name:
-        content = {"machine": facts.as_json(), "topk": TOPK, "rows": rows}
+        content = {
+            "machine": facts.as_json(),
+            "wait": os.environ["OMP_WAIT_POLICY"],
+            "topk": TOPK,
+            "rows": rows,
+        }
         (RESULTS / f"{args.name}.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
         (RESULTS / f"{args.name}.md").write_text("\n".join(lines) + "\n", "utf-8")
     return 0
