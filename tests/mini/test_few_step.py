@@ -51,14 +51,14 @@ def test_generate_takes_the_student_as_soon_as_it_is_there(package, capsys):
     words = ["a red circle moving left", "--steps", "1"]
     made, _ = generated(capsys, *words)
     assert made["model"] == "mini-teacher" and made["guidance"] == 2
-    add(package, "mini_t2v_turbo_int8.safetensors", "mini")
+    add(package, "mini_t2v_student_int8.safetensors", "mini")
     made, err = generated(capsys, "a red circle moving left")
     assert made["model"] == "mini" and made["steps"] == 4 and "guidance" not in made
     assert made["quantised"] and made["attention"]["kind"] == "sla"
     assert "4 steps" in err and "int8 linears" in err and "warning" not in err.lower()
     made, _ = generated(capsys, *words, "--model", "mini-teacher")
     assert made["model"] == "mini-teacher"
-    add(package, "mini_t2v_turbo.safetensors", "mini", quantized=False)
+    add(package, "mini_t2v_student.safetensors", "mini", quantized=False)
     made, _ = generated(capsys, *words, "--model", "mini")
     assert made["quantised"], "int8 stays the default"
 
@@ -122,9 +122,9 @@ def test_a_dense_file_with_a_students_name_is_warned_about(package, tmp_path):
 def test_the_plan_knows_which_layout_is_shipped(package):
     one = CARDS["mini"]
     assert [x.quantised for x in card_layouts(one, "auto", 2)] == [True], "the one that will be"
-    add(package, "mini_t2v_turbo.safetensors", "mini", quantized=False)
+    add(package, "mini_t2v_student.safetensors", "mini", quantized=False)
     assert [x.quantised for x in card_layouts(one, "auto", 2)] == [False]
-    add(package, "mini_t2v_turbo_int8.safetensors", "mini")
+    add(package, "mini_t2v_student_int8.safetensors", "mini")
     assert [x.quantised for x in card_layouts(one, "auto", 2)] == [True]
     assert [x.quantised for x in card_layouts(one, "no", 2)] == [False]
     assert [x.quantised for x in card_layouts(CARDS["mini-teacher"], "yes", 2)] == [False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from turbodiffusion.cli.main import main
 from turbodiffusion.media import read_settings, read_video
@@ -14,7 +15,10 @@ from turbodiffusion.mini.judge import judge
 from turbodiffusion.mini.quality import Options, measure_quality
 from turbodiffusion.mini.recipe import recipe
 from turbodiffusion.mini.tally import ATTRIBUTES
+from turbodiffusion.models.cards import CARDS
 from turbodiffusion.pipeline import load
+from turbodiffusion.weights.quantize import Quantized
+from turbodiffusion.weights.stream import Converted, open_network, whole
 
 STEPS = 20  # of the 50: enough for these bounds, and the suite stays short
 
@@ -28,19 +32,27 @@ def accuracy(values: dict) -> dict[str, float]:
     return {k: v["accuracy"] for k, v in values.items() if k in ATTRIBUTES}
 
 
-@pytest.mark.parametrize("name", ["mini", "micro"])
-def test_a_prompt_becomes_the_video_it_describes(name, tmp_path, capsys):
-    """The larger one is the default, so no model is named for it."""
-    card = recipe(name).card
+@pytest.mark.parametrize(
+    ("flags", "model", "calls"),
+    [
+        ([], "mini", 4),
+        (["--model", "micro"], "micro", 4),
+        (["--model", "micro-teacher", "--steps", str(STEPS)], "micro-teacher", STEPS),
+    ],
+)
+def test_a_prompt_becomes_the_video_it_describes(flags, model, calls, tmp_path, capsys):
+    """The student of the larger size is the default, so no model is named for it."""
+    card = CARDS[model]
     target = tmp_path / "a clip é.mp4"
     prompt = "a red circle moving right on a black background"
-    words = ["generate", prompt, "--output", str(target), "--device", "cpu", "--steps", str(STEPS)]
-    assert main(words + (["--model", name] if name == "micro" else [])) == 0
+    words = ["generate", prompt, "--output", str(target), "--device", "cpu", *flags]
+    assert main(words) == 0
     assert capsys.readouterr().out.strip() == str(target)
     video = read_video(target)
     assert video.frames.shape == (card.frames, card.height, card.width, 3)
     settings = read_settings(target)
-    assert settings["prompt"] == prompt and settings["model"] == card.name
+    assert settings["prompt"] == prompt and settings["model"] == model
+    assert settings["steps"] == calls and settings["quantised"] is card.few_step
     reading = judge(video.frames)
     assert reading.background == "black"
     seen = [(thing.colour, thing.shape, thing.motion) for thing in reading.objects]
@@ -56,6 +68,17 @@ def test_held_out_prompts_are_followed(pipe):
     assert found["colour"] >= 0.9
     assert found["motion"] >= 0.8
     assert found["shape"] >= 0.6, "chance is 0.17"
+
+
+@pytest.mark.parametrize("size", ["mini", "micro"])
+def test_int8_weights_are_those_of_the_student(size):
+    plain, int8 = (
+        open_network(PACKAGED / f"{size}_t2v_student{form}.safetensors") for form in ("", "_int8")
+    )
+    made = Quantized(Converted(plain))
+    assert set(int8.spec) == set(made.spec)
+    for name in ("blocks.1.ffn.0.int8_weight", "blocks.2.self_attn.q.scale", "head.head.weight"):
+        assert torch.equal(whole(int8, name), whole(made, name))
 
 
 def test_reconstructions_keep_every_attribute():
@@ -91,6 +114,12 @@ def test_report_beside_the_weights_is_whole_and_meets_the_gates(name):
         for attribute, least in gates.items():
             assert teacher[attribute]["accuracy"] >= least, attribute
             assert teacher[attribute]["samples"] == teacher["videos"]
+    student = report["student"]
+    assert student["network"] == recipe(name).student and student["steps"] and student["device"]
+    for split in ("seen", "held_out"):
+        few, teacher = rows["rcm-4", split, 1], rows["teacher", split, 1]
+        assert few["network_calls"] == 4 and few["videos"] >= 128
+        assert few["joint"]["accuracy"] >= teacher["joint"]["accuracy"] - 0.05
     if name == "mini":
         assert rows["teacher", "seen", 1]["joint"]["accuracy"] >= 0.90
         assert rows["VAE reconstruction", "held_out", 1]["psnr_db"] >= 34

@@ -93,12 +93,12 @@ def test_default_is_mini_once_complete(nowhere: Path) -> None:
 def test_student_comes_before_the_teacher(nowhere: Path) -> None:
     embed(nowhere, "micro")
     assert find("micro").card.name == "micro-teacher"
-    embed(nowhere, "micro", "t2v_turbo.safetensors")
+    embed(nowhere, "micro", "t2v_student.safetensors")
     assert find("micro").card.name == "micro"
-    assert find("micro").dit[""].name == "micro_t2v_turbo.safetensors"
-    embed(nowhere, "micro", "t2v_turbo_int8.safetensors")
-    assert find("micro").dit[""].name == "micro_t2v_turbo_int8.safetensors"
-    assert find("micro", quantized=False).dit[""].name == "micro_t2v_turbo.safetensors"
+    assert find("micro").dit[""].name == "micro_t2v_student.safetensors"
+    embed(nowhere, "micro", "t2v_student_int8.safetensors")
+    assert find("micro").dit[""].name == "micro_t2v_student_int8.safetensors"
+    assert find("micro", quantized=False).dit[""].name == "micro_t2v_student.safetensors"
     assert find("micro-teacher").dit[""].name == "micro_t2v_teacher.safetensors"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbodiffusion.mini.runtime import Worker
 
 
-STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo")
+STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo", "student")
 """In the order of ``all``."""
 IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-merge", "i2v-turbo")
 """Of the size that has an image-to-video model."""
@@ -167,12 +167,12 @@ def _run_stage(
     budget = {k: getattr(args, k) for k in ("minutes", "steps", "batch") if getattr(args, k)}
     if stage in IMAGE_STAGES:
         return _run_images(args, stage, size, folder, worker, budget)
-    if stage in ("sla", "rcm", "merge", "turbo"):
-        from turbodiffusion.mini.students import make_merged, train_student
+    if stage in ("sla", "rcm", "merge", "turbo", "student"):
+        from turbodiffusion.mini.students import make_merged, make_student, train_student
         from turbodiffusion.train.config import assignments
 
-        if stage == "merge":
-            return make_merged(size, folder)
+        if stage in ("merge", "student"):
+            return (make_merged if stage == "merge" else make_student)(size, folder)
         if "batch" in budget:
             budget["micro_batch"] = budget["batch"]
         changes = {**budget, **assignments(args.changes)}

@@ -83,6 +83,7 @@ def gates(result: Values) -> list[Gate]:
         Gate("teacher", "joint seen, 2 objects ≥ 0.70", joint("teacher", "seen", 2), 0.70),
         Gate("teacher", "joint held-out, 1 object ≥ 0.80", joint("teacher", "held_out", 1), 0.80),
         *relative("rcm-4", "teacher", 0.05),
+        *relative("student-4", "rcm-4", 0.02),
         Gate("rcm-4", "Fréchet ≤ teacher-4", measured.of("rcm-4", "frechet"),
              measured.of("teacher-4", "frechet"), least=False),
         Gate("rcm-4", "diversity ≥ 0.8", measured.of("rcm-4", "diversity"), 0.8),

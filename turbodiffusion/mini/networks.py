@@ -80,10 +80,13 @@ class Networks:
             path = locate(self.size, self.folder, row.part)
             self.files["dit" if row.part == "t2v_teacher" else row.part] = path
             card = student_card(self.size) if row.few_step else self.card
-            attention = replace(card.attention.with_topk(self.topk), kind=row.attention)
+            attention = card.attention.with_topk(self.topk)
+            if row.attention != "own":
+                attention = replace(attention, kind=row.attention)
             card = replace(card, attention=attention)
             load_as = replace(attention, kind="dense") if row.untuned else attention
-            dit = load_dit(path, card, load_as, self.device, self._dtype)
+            asked = None if row.attention == "own" else load_as  # None: as the file is
+            dit = load_dit(path, card, asked, self.device, self._dtype)
             if row.untuned:
                 dit = with_zero_projection(dit, attention)
             self._pipelines[key] = Pipeline(

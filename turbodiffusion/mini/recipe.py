@@ -9,7 +9,7 @@ cut into any number of runs without changing the schedule.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from turbodiffusion.errors import UsageError
 from turbodiffusion.models.cards import ModelCard, card
@@ -85,12 +85,17 @@ class TeacherRecipe(Stage):
 
 @dataclass(frozen=True)
 class SizeRecipe:
-    """The recipe of one embedded size, and the name of its card."""
+    """The recipe of one embedded size, and the name of its card.
+
+    ``student`` is the network that ships: ``rcm`` attends densely, ``turbo`` sparsely. The sparse
+    one is chosen when it holds the gates of ``mini judge``, which so far it does not.
+    """
 
     card_name: str
     vae: VAERecipe
     decoder: VAERecipe
     teacher: TeacherRecipe
+    student: Literal["rcm", "turbo"] = "rcm"
 
     @property
     def card(self) -> ModelCard:

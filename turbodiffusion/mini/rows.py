@@ -28,8 +28,13 @@ STAGES = {
     "t2v_merged": "merge",
     "t2v_turbo": "turbo",
     "t2v_turbo_int8": "turbo",
+    "t2v_student": "student",
+    "t2v_student_int8": "student",
 }
 """Part of an embedded model → the stage of ``mini train`` that writes it."""
+
+
+Kind = Literal["dense", "sla", "sagesla", "own"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Row:
     Attributes:
         name: as typed in ``--rows``. title: as printed; default the name.
         part: file of the network, see ``STAGES``; "" for rows that sample nothing.
-        attention: how the network computes self-attention.
+        attention: how the network computes self-attention; ``own``: as the file was trained.
         steps: 1–4 for a student; of the solver for a teacher, 0 the card's.
         few_step: the student's sampler, without guidance.
         guided: guidance of the card's strength, two network calls a step.
@@ -50,7 +55,7 @@ class Row:
     name: str
     title: str = ""
     part: str = ""
-    attention: Literal["dense", "sla", "sagesla"] = "dense"
+    attention: Kind = "dense"
     steps: int = 0
     few_step: bool = False
     guided: bool = True
@@ -62,12 +67,8 @@ class Row:
         return self.title or self.name
 
 
-def _student(name: str, part: str, steps: int, reference: str = "", attention: str = "sla") -> Row:
-    kind: Literal["dense", "sla", "sagesla"] = "sagesla" if attention == "sagesla" else "sla"
-    return Row(
-        name, "", part, "dense" if attention == "dense" else kind, steps, few_step=True,
-        guided=False, reference=reference,
-    )  # fmt: skip
+def _student(name: str, part: str, steps: int, reference: str = "", attention: Kind = "sla") -> Row:
+    return Row(name, "", part, attention, steps, few_step=True, guided=False, reference=reference)
 
 
 ROWS: tuple[Row, ...] = (
@@ -82,6 +83,7 @@ ROWS: tuple[Row, ...] = (
     *(_student(f"rcm-{n}", "t2v_rcm", n, attention="dense") for n in (4, 2, 1)),
     _student("merged-4", "t2v_merged", 4, "rcm-4"),
     *(_student(f"turbo-{n}", "t2v_turbo", n, f"rcm-{n}") for n in (4, 2, 1)),
+    _student("student-4", "t2v_student_int8", 4, "rcm-4", "own"),
     _student("int8-4", "t2v_turbo_int8", 4, "turbo-4"),
     _student("sagesla-4", "t2v_turbo_int8", 4, "int8-4", "sagesla"),
 )
@@ -104,6 +106,8 @@ class Pair:
 
 PAIRS: tuple[Pair, ...] = (
     Pair("rcm-4", "teacher", -2),
+    Pair("student-4", "rcm-4", -1),
+    Pair("student-4", "teacher", -2),
     Pair("merged-4", "rcm-4"),
     Pair("turbo-4", "rcm-4", -1),
     Pair("int8-4", "turbo-4", -1),

@@ -1,19 +1,21 @@
 """From the teacher to the shipped student: the stages of an embedded size after its teacher.
 
-=========  ==============================================================  =====================
-stage      what happens                                                    writes ``<size>_t2v_…``
-=========  ==============================================================  =====================
-``sla``    the teacher learns sparse-linear attention                      ``sla``
-``rcm``    the teacher is distilled into a few-step student                ``rcm``
-``merge``  ``rcm + (sla − teacher)``                                       ``merged``
-``turbo``  ``merged`` learns to follow ``rcm``; then its linears are int8  ``turbo``,
-                                                                           ``turbo_int8``
-=========  ==============================================================  =====================
+===========  ===========================================================  ======================
+stage        what happens                                                 writes ``<size>_t2v_…``
+===========  ===========================================================  ======================
+``sla``      the teacher learns sparse-linear attention                   ``sla``
+``rcm``      the teacher is distilled into a few-step student             ``rcm``
+``merge``    ``rcm + (sla − teacher)``                                    ``merged``
+``turbo``    ``merged`` learns to follow ``rcm``; int8 linears            ``turbo``,
+                                                                          ``turbo_int8``
+``student``  the network that ships, ``rcm`` or ``turbo``, and its int8   ``student``,
+                                                                          ``student_int8``
+===========  ===========================================================  ======================
 
-All but the merge run on the trainer of :mod:`turbodiffusion.train` with its presets; checkpoints
-and metrics lie in a folder of the stage's name. The published recipe ends with the merge. In
-networks as small as these both differences are large and their sum is not enough, as
-``mini judge`` shows in the rows ``merged-4`` and ``turbo-4``.
+Three of them run on the trainer of :mod:`turbodiffusion.train` with its presets; checkpoints and
+metrics lie in a folder of the stage's name. The published recipe ends with the merge. In networks
+as small as these both differences are large and sparsity costs more, as ``mini judge`` shows; which
+student ships is an entry of the recipe, decided by its gates.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
 
 TRAINED = {"sla": "sla", "rcm": "rcm", "turbo": "align"}
 """Stage → what it is called in :mod:`turbodiffusion.train`."""
-STAGES = ("sla", "rcm", "merge", "turbo")
+STAGES = ("sla", "rcm", "merge", "turbo", "student")
 SEEDS = {"sla": 31, "rcm": 41, "turbo": 61}
 STARTS = {
     "sla": ("t2v_teacher", "t2v_teacher"),
@@ -133,11 +135,25 @@ def make_merged(size: SizeRecipe, folder: Path) -> dict[str, Any]:
     return report
 
 
+def make_student(size: SizeRecipe, folder: Path) -> dict[str, Any]:
+    """The shipped student, plain and int8, from the network that the recipe names.
+
+    Raises:
+        WeightsError: that stage has not been run.
+    """
+    source = find_part(size, folder, f"t2v_{size.student}")
+    report = {**training_of(source), "complete": True, "network": size.student}
+    network = Converted(open_network(source))
+    _write(size, folder, "student", network, size_name(size), report)
+    _write(size, folder, "student_int8", Quantized(network), size_name(size), report)
+    return report
+
+
 def _write(
     size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str, report: dict[str, Any]
 ) -> None:
     metadata = {"card": card, "role": "dit", "training": json.dumps(report)}
     folder.mkdir(parents=True, exist_ok=True)
     save(network, file(size, folder, f"t2v_{part}"), metadata, force=True)
-    if part != "turbo_int8":  # the same training as turbo
+    if not part.endswith("_int8"):  # the same training
         update_report(size, folder, **{part: report})

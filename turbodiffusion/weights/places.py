@@ -22,7 +22,7 @@ _EMBEDDED = {
 # (task, few steps) → stems of the DiT's files by layout: int8, plain. One stem for each expert.
 _DIT: dict[tuple[str, bool], dict[bool, str]] = {
     ("t2v", False): {False: "{size}_t2v_teacher"},
-    ("t2v", True): {True: "{size}_t2v_turbo_int8", False: "{size}_t2v_turbo"},
+    ("t2v", True): {True: "{size}_t2v_student_int8", False: "{size}_t2v_student"},
     ("i2v", False): {False: "{size}_i2v_teacher_{expert}"},
     ("i2v", True): {True: "{size}_i2v_{expert}_int8", False: "{size}_i2v_{expert}"},
 }
