@@ -18,7 +18,7 @@ import torch
 
 from tests.parallel.launch import ROOT
 from tests.train import runs
-from tests.train.runs import curve, settings
+from tests.train.runs import curve, local, settings
 from turbodiffusion.errors import CapacityError, TurboDiffusionError
 from turbodiffusion.train import checkpoints as saving
 from turbodiffusion.train.config import TrainConfig
@@ -34,12 +34,17 @@ def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
     flat = dict(tensors["model"])
     for role, state in tensors["optim"].items():
         flat |= {f"{role}.{name}": v for name, v in state.items() if isinstance(v, torch.Tensor)}
-    return {n: (v.to_local() if hasattr(v, "to_local") else v).clone() for n, v in flat.items()}
+    return {n: local(v).clone() for n, v in flat.items()}
 
 
-@pytest.mark.parametrize("stage", ["flow", "sla", "sla-flow", "rcm"])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(alone, tmp_path: Path, stage: str):
-    config = settings(stage, tmp_path / "once")
+@pytest.mark.parametrize(
+    ("stage", "activations"),
+    [("flow", "none"), ("flow", "block"), ("sla", "none"), ("sla-flow", "none"), ("rcm", "none")],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    alone, tmp_path: Path, stage: str, activations: str
+):
+    config = settings(stage, tmp_path / "once", parallel={"activations": activations})
     once = open_trainer(config, alone, quiet=True)
     once.run()
     halves = replace(config, out=str(tmp_path / "halves"))
@@ -53,6 +58,23 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(alone, tmp_path: Path
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert any(name.startswith("net_ema.") for name in ours)
+
+
+@pytest.mark.parametrize("activations", ["none", "block"])
+def test_updates_below_the_computing_precision_are_kept(alone, tmp_path: Path, activations: str):
+    """Masters are float32: what a bfloat16 weight would round away adds up."""
+    config = settings(
+        "flow", tmp_path, dtype="bfloat16", optim={"lr": 1e-6, "warmup": 0, "weight_decay": 0},
+        parallel={"activations": activations},
+    )  # fmt: skip
+    trainer = open_trainer(config, alone, quiet=True)
+    weight = dict(trainer.networks["student"].named_parameters())["blocks.0.ffn.0.weight"]
+    before = local(weight.detach()).clone()
+    trainer.step(trainer.objective.phase(0))
+    after = local(weight.detach())
+    assert after.dtype is torch.float32
+    assert (after != before).float().mean() > 0.9
+    assert (after.bfloat16() != before.bfloat16()).float().mean() < 0.1
 
 
 def test_training_learns(alone, tmp_path: Path):
