@@ -11,6 +11,7 @@ from tests.mini import nano
 from tests.mini.conftest import TEACHER_REPORT, VAE_REPORT
 from turbodiffusion.errors import UsageError
 from turbodiffusion.mini import export, i2v, i2v_judge, world
+from turbodiffusion.mini.export import read_report
 from turbodiffusion.mini.images import ImageSource, i2v_card
 from turbodiffusion.mini.recipe import SizeRecipe, recipe
 from turbodiffusion.models.cards import CARDS, Attention
@@ -86,6 +87,7 @@ def trained(known, tmp_path_factory):
     merged = i2v.make_i2v_merged(size(), folder, {"high": 2.0})
     changes = {**SHORT, "loss": {"topk": 0.34}}  # one of the three key blocks
     i2v.train_i2v(size(), folder, nano.CPU, changes=changes, parts=i2v.ALIGNED, quiet=True)
+    i2v.make_i2v_students(replace(size(), student="turbo"), folder)
     return folder, report, merged
 
 
@@ -190,7 +192,7 @@ def test_delta_goes_to_both_experts(trained):
 def test_merged_experts_follow_the_dense_ones(trained):
     folder = trained[0]
     for expert, low, high in (("high", 0.9, 1.0), ("low", 0.0, 0.9)):
-        config = json.loads((folder / f"i2v_{expert}" / "config.json").read_text())
+        config = json.loads((folder / f"i2v_turbo_{expert}" / "config.json").read_text())
         assert config["init"].endswith(f"nano_i2v_merged_{expert}.safetensors")
         assert config["teacher"].endswith(f"nano_i2v_dense_{expert}.safetensors")
         times = config["loss"]["times"]
@@ -200,7 +202,19 @@ def test_merged_experts_follow_the_dense_ones(trained):
             metadata = read_header(path).metadata
             assert metadata["card"] == "nano-i2v" and metadata["expert"] == expert
         merged, aligned = (tensors(folder, f"i2v_{k}{expert}") for k in ("merged_", ""))
+        assert read_report(size(), folder)["i2v"][expert]["network"] == f"turbo_{expert}"
         assert any(not torch.equal(merged[name], aligned[name]) for name in merged)
+
+
+def test_dense_experts_can_ship(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    report = i2v.make_i2v_students(size(), tmp_path / "copy")
+    assert report["low"]["network"] == "dense_low"
+    for form in ("", "_int8"):
+        path = export.file(size(), tmp_path / "copy", f"i2v_low{form}")
+        assert load(path, device="cpu").any_expert.attention.kind == "dense"
+    shipped, dense = (tensors(tmp_path / "copy", f"i2v_{part}") for part in ("low", "dense_low"))
+    assert all(torch.equal(shipped[name], value) for name, value in dense.items())
 
 
 def test_own_distillation_takes_the_place_of_the_text_networks(trained, tmp_path):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo", "student")
 """In the order of ``all``."""
-IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-merge", "i2v-turbo")
-"""Of the size that has an image-to-video model."""
+IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-merge", "i2v-turbo", "i2v-student")
+"""Of the size that has an image-to-video model. ``all`` leaves ``i2v-rcm`` out."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -130,7 +130,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.device:
         pick_device(args.device)  # refuses what is not there in a sentence
     size = recipe(args.size)
-    stages = STAGES if args.stage == "all" else (args.stage,)
+    stages = _all_stages(size) if args.stage == "all" else (args.stage,)
     folder = args.out or Path("runs") / args.size
     worker = Worker.start(args.device, args.compile)
     for stage in stages:
@@ -145,6 +145,15 @@ def _train(args: argparse.Namespace) -> int:
     if args.stage == "all" and report["complete"] and worker.rank == 0:
         _print_quality(size, folder, args.device)
     return 0
+
+
+def _all_stages(size: SizeRecipe) -> tuple[str, ...]:
+    from turbodiffusion.mini.export import size_name
+    from turbodiffusion.models.cards import CARDS
+
+    if f"{size_name(size)}-i2v" not in CARDS:
+        return STAGES
+    return (*STAGES, *(stage for stage in IMAGE_STAGES if stage != "i2v-rcm"))
 
 
 def _print_quality(size: SizeRecipe, folder: Path, device: str | None) -> None:
@@ -196,6 +205,8 @@ def _run_images(
 
     if stage == "i2v-merge":
         return i2v.make_i2v_merged(size, folder, assignments(args.changes))
+    if stage == "i2v-student":
+        return i2v.make_i2v_students(size, folder)
     if "batch" in budget:
         budget["micro_batch"] = budget["batch"]
     changes = {**budget, **assignments(args.changes)}

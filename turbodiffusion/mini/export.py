@@ -30,7 +30,8 @@ _STAGES = {
     "vae": "vae", "t2v_sla": "sla", "t2v_rcm": "rcm", "t2v_turbo": "turbo",
     "t2v_turbo_int8": "turbo", "t2v_merged": "merge",
     "t2v_student": "student", "t2v_student_int8": "student",
-    **{f"i2v_{expert}{form}": "i2v-turbo" for expert in ("high", "low") for form in ("", "_int8")},
+    **{f"i2v_{e}{form}": "i2v-student" for e in ("high", "low") for form in ("", "_int8")},
+    **{f"i2v_turbo_{e}": "i2v-turbo" for e in ("high", "low")},
     **{f"i2v_{kind}_{e}": "i2v-merge" for kind in ("dense", "merged") for e in ("high", "low")},
 }  # fmt: skip
 """Part → the stage that writes it, where that is not the teacher's or ``i2v``."""

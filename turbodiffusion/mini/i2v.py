@@ -1,17 +1,18 @@
 """Image to video: two experts made from the text-to-video networks of the same size.
 
-==============  ======================================================  ========================
-stage           what happens                                            writes ``<size>_i2v_…``
-==============  ======================================================  ========================
-``i2v``         the teacher learns to see an image at all noise         ``start``, ``base``,
-                levels, then once more at high and once at low ones     ``teacher_high``, ``…_low``
-``i2v-rcm``     only where the next stage's first sum is not enough:    ``rcm``
-                the network of all noise levels is distilled itself
-``i2v-merge``   ``expert + w·(rcm − teacher)`` of the text networks,    ``dense_high``, ``…_low``,
-                and the same with ``(sla − teacher)``                   ``merged_high``, ``…_low``
-``i2v-turbo``   ``merged`` learns to follow ``dense``; int8 linears     ``high``, ``high_int8``,
-                                                                        ``low``, ``low_int8``
-==============  ======================================================  ========================
+===============  =====================================================  =======================
+stage            what happens                                           writes ``<size>_i2v_…``
+===============  =====================================================  =======================
+``i2v``          the teacher learns to see an image at all noise        ``start``, ``base``,
+                 levels, then once more at high and once at low ones    ``teacher_high``, ``…_low``
+``i2v-rcm``      only where the next stage's first sum is not enough:   ``rcm``
+                 the network of all noise levels is distilled itself
+``i2v-merge``    ``expert + w·(rcm − teacher)`` of the text networks,   ``dense_high``, ``…_low``,
+                 and the same with ``(sla − teacher)``                  ``merged_high``, ``…_low``
+``i2v-turbo``    ``merged`` learns to follow ``dense``                  ``turbo_high``, ``…_low``
+``i2v-student``  the experts that ship, ``dense`` or ``turbo`` as in    ``high``, ``high_int8``,
+                 the text networks, and their int8 linears              ``low``, ``low_int8``
+===============  =====================================================  =======================
 
 The network begins as the text-to-video teacher with zero columns for mask and image in its patch
 embedding, so it makes the same videos until it has learned to look. Few steps carry over as the
@@ -31,7 +32,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turbodiffusion.mini.export import file, find_part, read_report, size_name, update_report
+from turbodiffusion.mini.export import (
+    file,
+    find_part,
+    read_report,
+    size_name,
+    training_of,
+    update_report,
+)
 from turbodiffusion.mini.images import ImageSource, Widened, i2v_card
 from turbodiffusion.mini.recipe import SizeRecipe
 from turbodiffusion.mini.runtime import Worker, attention_kernels, machine
@@ -78,8 +86,8 @@ PARTS = (
 )  # fmt: skip
 DISTILLED = (Part("rcm", "base", 3000, 54, 2048, stage="rcm"),)
 ALIGNED = (
-    Part("high", "merged_high", 1000, 55, 2048, "align", HIGH, teacher="dense_high"),
-    Part("low", "merged_low", 1000, 56, 2048, "align",
+    Part("turbo_high", "merged_high", 1000, 55, 2048, "align", HIGH, teacher="dense_high"),
+    Part("turbo_low", "merged_low", 1000, 56, 2048, "align",
          Restricted(UniformShift(5.0), 0.0, BOUNDARY), teacher="dense_low"),
 )  # fmt: skip
 
@@ -164,9 +172,6 @@ def _train_part(
         network = Converted(open_network(Path(config.out)))
         name = card.name.removesuffix("-teacher") if distilled(config) else card.name
         _save(size, folder, part.name, network, name, report)
-        if part.stage == "align":
-            quantized = Quantized(Converted(open_network(target)))
-            _save(size, folder, f"{part.name}_int8", quantized, name, report)
         update_report(size, folder, i2v={**reports, part.name: report})
     worker.wait_for_all()
     return bool(ran["complete"])
@@ -211,6 +216,26 @@ def make_i2v_merged(
                                         "merged": network.report.lines()}  # fmt: skip
             _save(size, folder, f"{kind}_{expert}", network, student, made[f"{kind}_{expert}"])
     reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
+    update_report(size, folder, i2v={**reports, **made})
+    return {"complete": True, **made}
+
+
+def make_i2v_students(size: SizeRecipe, folder: Path) -> dict[str, Any]:
+    """The experts that ship, plain and int8: dense or sparse, as the recipe's student is.
+
+    Raises:
+        WeightsError: a stage before this one has not been run.
+    """
+    kind = {"rcm": "dense", "turbo": "turbo"}[size.student]
+    student = i2v_card(size).name.removesuffix("-teacher")
+    reports: dict[str, Any] = read_report(size, folder).get("i2v", {})
+    made: dict[str, Any] = {}
+    for expert in i2v_card(size).experts:
+        path = find_part(size, folder, f"i2v_{kind}_{expert}")
+        network = Converted(open_network(path))
+        made[expert] = {"network": f"{kind}_{expert}", **training_of(path)}
+        _save(size, folder, expert, network, student, made[expert])
+        _save(size, folder, f"{expert}_int8", Quantized(network), student, made[expert])
     update_report(size, folder, i2v={**reports, **made})
     return {"complete": True, **made}
 

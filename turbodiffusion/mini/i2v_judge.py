@@ -38,9 +38,9 @@ SEED = 91_000_000
 FROM_IMAGE = ("colour", "shape", "background")
 FILES = {
     "teacher": "i2v_teacher_{}", "dense": "i2v_dense_{}", "merged": "i2v_merged_{}",
-    "turbo": "i2v_{}", "int8": "i2v_{}_int8",
+    "turbo": "i2v_turbo_{}", "int8": "i2v_{}_int8",
 }  # fmt: skip
-"""Form → part names of its two files."""
+"""Form → part names of its two files; ``int8`` is what ships."""
 ROWS = ("vae", "teacher", "teacher-4", "dense", "merged", "turbo", "int8", "exchanged")
 AIM_PSNR = 26.0
 """Least likeness of the first frame that the recipe aims at, dB."""
