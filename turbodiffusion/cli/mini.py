@@ -68,6 +68,7 @@ def _add_sheet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="picture to write, .png or .jpg")
     parser.add_argument("--samples", type=count, default=8, help="videos, one a row (default 8)")
     parser.add_argument("--objects", type=int, choices=(1, 2), default=1, help="in every prompt")
+    parser.add_argument("--row", help="of `mini judge`, such as teacher (default: what ships)")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -252,11 +253,15 @@ def check_picture(path: Path, flag: str) -> None:
 
 
 def _sheet(args: argparse.Namespace) -> int:
-    from turbodiffusion.mini.networks import open_teacher
+    from turbodiffusion.mini.networks import open_row
+    from turbodiffusion.mini.rows import BY_NAME
     from turbodiffusion.mini.sheet import draw_sheet
 
     check_picture(args.out, "--out")
-    pipe = open_teacher(size_of(args), args.weights, args.device)
+    drawn = tuple(name for name, row in BY_NAME.items() if row.part)
+    if args.row:
+        listed(args.row, drawn, "--row")
+    pipe = open_row(size_of(args), args.weights, args.device, args.row)
     path, right = draw_sheet(
         pipe, args.out, args.samples, objects=args.objects, batch=args.batch or 8,
         on_batch=lambda n: print(f"{n} video(s) made", file=sys.stderr), **_sampler(args),

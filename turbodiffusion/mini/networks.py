@@ -17,7 +17,7 @@ from torch import Tensor
 from turbodiffusion.mini.data import chunk_of
 from turbodiffusion.mini.export import size_name
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.rows import BY_NAME, Row, locate
+from turbodiffusion.mini.rows import BY_NAME, Row, available, locate
 from turbodiffusion.models.cards import CARDS, Attention, ModelCard
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
@@ -115,13 +115,24 @@ class Networks:
         return torch.cat(parts).float().clamp_(-1, 1)
 
 
-def open_teacher(size: SizeRecipe, folder: Path | None, device: str | None) -> Pipeline:
-    """The teacher of a size from ``folder``, or the packaged one.
+def open_row(
+    size: SizeRecipe, folder: Path | None, device: str | None, name: str | None = None
+) -> Pipeline:
+    """The network of a row, from ``folder`` or the packaged one.
 
     Built from its parts rather than by name, so that weights of an unfinished training run in any
     folder can be seen.
+
+    Args:
+        name: of the row; None: the student that ships, or the teacher where there is none yet.
+
+    Raises:
+        WeightsError: the file of the row is missing.
     """
-    return Networks(size, folder, device).pipeline(BY_NAME["teacher"])
+    if name is None:
+        shipped = available(BY_NAME["student-4"], size, folder)
+        name = "student-4" if shipped else "teacher"
+    return Networks(size, folder, device).pipeline(BY_NAME[name])
 
 
 def with_zero_projection(dit: WanDiT, attention: Attention) -> WanDiT:
