@@ -67,7 +67,7 @@ def test_image_to_video_encodes_first(capsys):
 def test_this_machine_and_the_embedded_model(capsys):
     assert main(["plan", "micro", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("micro-teacher: 64×64, 17 frames, 50 steps with guidance\non CPU")
+    assert out.startswith("micro: 64×64, 17 frames, 4 steps\non CPU")
     assert "download" not in out
 
 

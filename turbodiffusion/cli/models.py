@@ -91,7 +91,7 @@ def show_verdict(verdict: Verdict) -> None:
 
 def row(one: ModelCard) -> dict[str, Any]:
     """Everything known about a card, as JSON values (sizes in bytes)."""
-    plain = dit_spec(one.dit, sla=not one.embedded or one.few_step)
+    plain = dit_spec(one.dit, sla=not one.embedded)
     vae, text = vae_spec(one.vae, "bfloat16"), text_spec(one.text)
     layouts: list[dict[str, Any]] = []
     for quantized in places.embedded_layouts(one) if one.embedded else (False, True):

@@ -127,7 +127,7 @@ def card_layouts(card: ModelCard, quantised: str, element: int) -> list[Layout]:
 
 def _sizes(card: ModelCard, quantised: bool, element: int) -> Sizes:
     stored = quantised and element == 2  # in float32, int8 linears are expanded once
-    spec = dit_spec(card.dit, stored, sla=not card.embedded or card.few_step)
+    spec = dit_spec(card.dit, stored, sla=not card.embedded)
     block = {k: v for k, v in spec.items() if k.startswith("blocks.0.")}
     text = text_spec(card.text)
     layer = {k: v for k, v in text.items() if k.startswith("blocks.0.")}
