@@ -56,7 +56,7 @@ from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
 
 BOUNDARY = MINI_I2V_TEACHER.boundary
 WEIGHTS: dict[str, float] = {"high": 0.5, "low": 0.5}
-"""How much of what distillation changed each expert takes."""
+"""How much of what distillation changed each expert takes; docs/log.md has the other choices."""
 
 
 @dataclass(frozen=True)
