@@ -296,6 +296,6 @@ def _announce(card: ModelCard, request: Request) -> str:
     how += " with guidance" if request.guided else ""
     embedded = "embedded model " if card.embedded else ""
     assert request.frames is not None
-    length = request.frames / card.fps
-    return (f"{embedded}{card.name}: {request.width}×{request.height}, {request.frames} frames "
-            f"({length:.1f} s at {card.fps} fps), {how}")  # fmt: skip
+    length = f"{request.frames / card.fps:.1f} s at {card.fps} fps"
+    frames = "1 frame" if request.frames == 1 else f"{request.frames} frames ({length})"
+    return f"{embedded}{card.name}: {request.width}×{request.height}, {frames}, {how}"
