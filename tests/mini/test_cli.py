@@ -70,7 +70,7 @@ def test_wrong_values_exit_2(capsys, words, named):
     "words",
     [
         "train",
-        "train student",
+        "train everything",
         "train vae --steps 0",
         "train vae --minutes -1",
         "train vae --run-minutes nan",

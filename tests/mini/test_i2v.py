@@ -84,7 +84,7 @@ def trained(known, tmp_path_factory):
     folder = tmp_path_factory.mktemp("i2v")
     write_text_to_video(folder)
     report = i2v.train_i2v(size(), folder, nano.CPU, changes=SHORT, quiet=True)
-    merged = i2v.make_i2v_merged(size(), folder, {"high": 2.0})
+    merged = i2v.make_i2v_merged(size(), folder, {"high": 2.0, "low": 1.0})
     changes = {**SHORT, "loss": {"topk": 0.34}}  # one of the three key blocks
     i2v.train_i2v(size(), folder, nano.CPU, changes=changes, parts=i2v.ALIGNED, quiet=True)
     i2v.make_i2v_students(replace(size(), student="turbo"), folder)
@@ -226,7 +226,7 @@ def test_own_distillation_takes_the_place_of_the_text_networks(trained, tmp_path
     )
     assert report["complete"] and report["rcm"]["steps"] == 3
     assert read_header(export.file(size(), folder, "i2v_rcm")).metadata["card"] == "nano-i2v"
-    report = i2v.make_i2v_merged(size(), folder)
+    report = i2v.make_i2v_merged(size(), folder, {"low": 1.0})
     assert "i2v_rcm − i2v_base" in report["dense_high"]["merge"]
     files = {p: tensors(folder, f"i2v_{p}") for p in ("rcm", "base", "teacher_low", "dense_low")}
     name = "patch_embedding.weight"  # of one shape now, so that it takes part
