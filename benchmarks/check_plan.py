@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SIZES = {
-    "micro": [(64, 64, 17, 50), (64, 64, 17, 20), (128, 64, 17, 20), (128, 128, 9, 20),
+    "micro-teacher": [(64, 64, 17, 50), (64, 64, 17, 20), (128, 64, 17, 20), (128, 128, 9, 20),
               (192, 128, 17, 10)],
     "480P": [(832, 480, 81, 4), (832, 480, 33, 4), (1280, 720, 81, 4)],
     "720P": [(1280, 720, 81, 4), (832, 480, 81, 4), (1280, 720, 33, 4)],
@@ -159,7 +159,7 @@ def predict(found: dict[str, Any], model: str, case: tuple[int, ...], device: st
 def main() -> None:
     """Measure, print the table, and perhaps record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="micro")
+    parser.add_argument("--model", default="micro-teacher")
     parser.add_argument("--device")
     parser.add_argument("--synthetic", type=Path, metavar="DIR",
                         help="use random weights of the model, written there")  # fmt: skip

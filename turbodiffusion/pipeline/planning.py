@@ -146,6 +146,9 @@ def plan_card(
     shape = shape_of(request, card, device)
     attention = card.attention
     layouts = card_layouts(card, quantised, shape.element)
+    if card.embedded and (files := places.embedded_dit(card, layouts[0].quantised)):
+        found = describe(read_header(next(iter(files.values()))))
+        attention = _attention(card, found.attention, {})
     return _made(shape, attention, layouts, machine)
 
 
