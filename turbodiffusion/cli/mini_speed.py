@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="folder with the weights; default: packaged")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
     parser.add_argument(
-        "--rows", default="teacher,int8-4", metavar="NAMES",
-        help="rows of `mini judge`; the first one is compared with (default teacher,int8-4)",
+        "--rows", default="teacher,student-4", metavar="NAMES",
+        help="rows of `mini judge`; the first one is compared with (default teacher,student-4)",
     )  # fmt: skip
     parser.add_argument("--repeats", type=count, default=3, help="of every time (default 3)")
     parser.add_argument(

@@ -83,7 +83,7 @@ def measure_speed(
     choose(names, size, folder)
     if wrong := [name for name in names if not BY_NAME[name].part]:
         raise UsageError("mini-row", f"The row {wrong[0]} has no sampler to time.",
-                         "Name rows such as teacher,int8-4.")  # fmt: skip
+                         "Name rows such as teacher,student-4.")  # fmt: skip
     if "to_file" in kinds or "command" in kinds:
         import_av()
     networks = Networks(size, folder, device)
@@ -123,9 +123,11 @@ def _prepare(networks: Networks, row: Row, place: Path, kinds: Sequence[str]) ->
     def command() -> object:
         words = [
             "generate", PROMPT, "--model", str(locate(networks.size, networks.folder, row.part)),
-            "--steps", str(request.steps), "--attention", row.attention,
+            "--steps", str(request.steps),
             "--output", str(target), "--device", str(networks.device),
         ]  # fmt: skip
+        if row.attention != "own":
+            words += ["--attention", row.attention]
         if request.baseline:
             words += ["--baseline", "--guidance", str(request.guidance)]
         done = subprocess.run(
