@@ -55,6 +55,8 @@ def folder(tmp_path_factory):
     save(Merged(one["rcm"], one["sla"], one["teacher"]), at["turbo"])
     shutil.copy(at["turbo"], export.file(SIZE, place, "t2v_merged"))
     save(Quantized(open_network(at["turbo"])), at["turbo_int8"])
+    student = export.file(SIZE, place, "t2v_student_int8")
+    save(Quantized(open_network(at["rcm"])), student, {"card": "nano"})
     return place
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.mini import nano
 from turbodiffusion.errors import UsageError
-from turbodiffusion.mini import data, evaluate, train_vae
+from turbodiffusion.mini import data, i2v, i2v_judge, prompts, source, students, train_vae
 from turbodiffusion.mini.optim import learning_rate
 from turbodiffusion.mini.recipe import RECIPES, as_json, recipe
 from turbodiffusion.mini.state import StageClock
@@ -133,11 +133,17 @@ def training_seeds(size):
 def test_no_training_clip_has_the_number_of_an_evaluation_clip(name):
     spans = training_seeds(recipe(name))
     spans["latent statistics"] = (train_vae.STAT_SEED, train_vae.STAT_SEED + 2048)
-    lowest, highest = evaluate.SEED, evaluate.SEED + 100_000
-    touching = {
-        key: span for key, span in spans.items() if span[0] <= highest and span[1] >= lowest
-    }
-    assert not touching
+    parts = [*i2v.PARTS, *i2v.DISTILLED, *i2v.ALIGNED]
+    for seed in {*students.SEEDS.values(), *(part.seed for part in parts)}:
+        first = source.pool_seed(seed)
+        spans[f"student {seed}"] = (first, first + 1_000_000)
+    for lowest in (prompts.SEED, i2v_judge.SEED):
+        touching = {
+            key: span
+            for key, span in spans.items()
+            if span[0] <= lowest + 100_000 and span[1] >= lowest
+        }
+        assert not touching
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -77,6 +77,19 @@ def test_updates_below_the_computing_precision_are_kept(alone, tmp_path: Path, a
     assert (after.bfloat16() != before.bfloat16()).float().mean() < 0.1
 
 
+def test_a_sparse_student_is_distilled_without_the_consistency_loss(alone, tmp_path: Path):
+    loss = {"topk": 0.34, "every": 2, "consistency": {"scale": 0.0, "warmup": 0}}
+    config = settings("rcm", tmp_path, steps=3, optim={"lr": 1e-3, "warmup": 0}, loss=loss)
+    trainer = open_trainer(config, alone, quiet=True)
+    student = trainer.networks["student"]
+    names = [n for n, _ in student.named_parameters() if n.endswith("proj_l.weight")]
+    assert len(names) == 4 and not any(student.get_parameter(n).any() for n in names)
+    trainer.run()
+    assert all(student.get_parameter(n).any() for n in names), "the linear branch has learnt"
+    logged = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert all("scm" not in line for line in logged) and "dmd" in logged[-1]
+
+
 def test_training_learns(alone, tmp_path: Path):
     rate = {"lr": 1e-3, "warmup": 1}
     config = settings("flow", tmp_path, steps=12, batch=4, micro_batch=4, optim=rate)

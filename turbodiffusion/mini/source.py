@@ -27,6 +27,11 @@ FIRST_POOL = 2048
 _DRAW, _POOL = 5, 7  # tell the seeds of draws and of clips from others
 
 
+def pool_seed(seed: int) -> int:
+    """First scene seed of the pool of a run."""
+    return mixed_seed(seed, _POOL) % 2**40
+
+
 class WorldSource:
     """A :class:`~turbodiffusion.train.sources.Source` of the procedural world.
 
@@ -62,7 +67,7 @@ class WorldSource:
         )
         return self.pool_type(
             recipe, vae, self.tokenizer,
-            card.frames, card.height, self.device, mixed_seed(self.seed, _POOL) % 2**40,
+            card.frames, card.height, self.device, pool_seed(self.seed),
         )  # fmt: skip
 
     @torch.no_grad()

@@ -54,7 +54,9 @@ class AlignmentLoss:
 class DistillLoss:
     """rCM. ``matching`` None leaves distribution matching out; ``every`` is Fq.
 
-    ``sigma_max`` is the noise level from which samples are drawn while training.
+    ``sigma_max`` is the noise level from which samples are drawn while training. ``topk`` gives the
+    student sparse attention, which has no tangent: only with a consistency loss in discrete time
+    or scaled to 0.
     """
 
     consistency: Continuous | Discrete = field(default_factory=lambda: Continuous(SHIFT_5))
@@ -63,6 +65,7 @@ class DistillLoss:
     )
     every: int = 5
     sigma_max: float = 80.0
+    topk: float = 0.0
 
     def objective(self, networks: Networks) -> Objective:
         return Distillation(networks, self.consistency, self.matching, every=self.every)

@@ -59,7 +59,7 @@ def distilled(config: TrainConfig) -> bool:
 
 def attention_of(config: TrainConfig) -> Attention:
     """How the student's self-attention is computed; sparse blocks are square, as published."""
-    if config.stage not in ("sla", "sla-flow", "align"):
+    if config.stage == "flow" or not config.loss.topk:
         return Attention("dense")
     block = card_named(config.card).attention.block_k
     return Attention("sla", config.loss.topk, block, block)
