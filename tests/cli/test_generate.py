@@ -195,8 +195,13 @@ def child(*words: str, **more) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
 def test_ctrl_c_keeps_what_is_finished(models):
+    def listens() -> None:
+        """A shell's background jobs start with Ctrl-C ignored, and hand that on."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     Path("p.txt").write_text("a red circle\n" * 500)
-    run = child("generate", "--model", tiny.T2V.name, "--prompts", "p.txt", "--output", "o/c.mp4")
+    words = ["generate", "--model", tiny.T2V.name, "--prompts", "p.txt", "--output", "o/c.mp4"]
+    run = child(*words, preexec_fn=listens)
     assert run.stdout is not None
     finished = [run.stdout.readline().strip() for _ in range(2)]
     run.send_signal(signal.SIGINT)
