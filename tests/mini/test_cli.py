@@ -89,7 +89,7 @@ def test_wrong_flags_exit_2(capsys, words):
 
 
 def test_missing_weights_name_the_command(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("turbodiffusion.mini.rows.PACKAGED", tmp_path)
+    monkeypatch.setattr("turbodiffusion.mini.export.PACKAGED", tmp_path)
     words = ("judge", "--size", "micro", "--weights", tmp_path, "--rows")
     code, _, err = call(capsys, *words, "int8-4")
     assert code == 1 and "mini train turbo --size micro" in err

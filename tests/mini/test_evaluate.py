@@ -129,7 +129,7 @@ def test_rows_come_after_their_reference():
     names = [row.name for row in rows.ROWS]
     for place, row in enumerate(rows.ROWS):
         assert row.reference in ("", *names[:place])
-        assert not row.part or row.part in rows.STAGES
+        assert not row.part or row.part in export.STAGES
         assert row.few_step is (row.part not in ("", "t2v_teacher", "t2v_sla"))
     for pair in rows.PAIRS:
         assert {pair.later, pair.earlier} <= set(names)

@@ -24,17 +24,19 @@ from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.weights.header import read_header
+from turbodiffusion.weights.stream import Tensors, save
 
 PACKAGED = Path(__file__).parent / "weights"
-_STAGES = {
-    "vae": "vae", "t2v_sla": "sla", "t2v_rcm": "rcm", "t2v_turbo": "turbo",
+STAGES = {
+    "vae": "vae", "text": "teacher", "tokenizer": "teacher", "t2v_teacher": "teacher",
+    "t2v_sla": "sla", "t2v_rcm": "rcm", "t2v_turbo": "turbo",
     "t2v_turbo_int8": "turbo", "t2v_merged": "merge",
     "t2v_student": "student", "t2v_student_int8": "student",
     **{f"i2v_{e}{form}": "i2v-student" for e in ("high", "low") for form in ("", "_int8")},
     **{f"i2v_turbo_{e}": "i2v-turbo" for e in ("high", "low")},
     **{f"i2v_{kind}_{e}": "i2v-merge" for kind in ("dense", "merged") for e in ("high", "low")},
 }  # fmt: skip
-"""Part → the stage that writes it, where that is not the teacher's or ``i2v``."""
+"""Part → the stage of ``mini train`` that writes it, where that is not ``i2v``."""
 
 
 def size_name(size: SizeRecipe) -> str:
@@ -113,6 +115,18 @@ def latents_id(vae: WanVAE) -> str:
     return digest.hexdigest()[:16]
 
 
+def save_network(
+    size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str,
+    report: dict[str, Any], expert: str = "",
+) -> None:  # fmt: skip
+    """Write a DiT that comes as a stream, with its card and report in the metadata."""
+    metadata = {"card": card, "role": "dit", "training": json.dumps(report)}
+    if expert:
+        metadata["expert"] = expert
+    folder.mkdir(parents=True, exist_ok=True)
+    save(network, file(size, folder, part), metadata, force=True)
+
+
 def save_vae(size: SizeRecipe, vae: WanVAE, report: dict[str, Any], folder: Path) -> None:
     """Write the autoencoder; its latent statistics travel in the metadata."""
     metadata = {
@@ -147,20 +161,21 @@ def write_tokenizer(size: SizeRecipe, folder: Path) -> Path:
     return path
 
 
-def find_part(size: SizeRecipe, folder: Path, part: str) -> Path:
+def find_part(size: SizeRecipe, folder: Path | None, part: str) -> Path:
     """The file in ``folder``, else the packaged one.
 
     Raises:
         WeightsError: it is in neither; names the command that makes it.
     """
-    for place in (folder, PACKAGED):
+    for place in (folder or PACKAGED, PACKAGED):
         if file(size, place, part).exists():
             return file(size, place, part)
-    stage = _STAGES.get(part, "i2v" if part.startswith("i2v_") else "teacher")
+    name = size_name(size)
     raise WeightsError(
         "mini-stage-missing",
-        f"{file(size, folder, part).name} is neither in {folder} nor in the package.",
-        f"Train that stage first: turbodiffusion mini train {stage} --size {size_name(size)}.",
+        f"{file(size, PACKAGED, part).name} is neither in {folder or PACKAGED} nor in the package.",
+        f"Train that stage first: turbodiffusion mini train {STAGES.get(part, 'i2v')} --size "
+        f"{name}. It writes to runs/{name} or --out; `mini judge` takes that folder as --weights.",
     )
 
 

@@ -26,7 +26,6 @@ is in the image. Clips show one object.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from turbodiffusion.mini.export import (
     file,
     find_part,
     read_report,
+    save_network,
     size_name,
     training_of,
     update_report,
@@ -52,7 +52,7 @@ from turbodiffusion.train.times import LogNormal, Restricted, UniformShift
 from turbodiffusion.weights.load import load_dit
 from turbodiffusion.weights.merge import Merged
 from turbodiffusion.weights.quantize import Quantized
-from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
+from turbodiffusion.weights.stream import Converted, Tensors, open_network
 
 BOUNDARY = MINI_I2V_TEACHER.boundary
 WEIGHTS: dict[str, float] = {"high": 0.5, "low": 0.5}
@@ -245,6 +245,4 @@ def _save(
     size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str, report: dict[str, Any]
 ) -> None:
     expert = next((word for word in ("high", "low") if word in part.split("_")), "")
-    metadata = {"card": card, "role": "dit", "expert": expert, "training": json.dumps(report)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save(network, file(size, folder, f"i2v_{part}"), metadata, force=True)
+    save_network(size, folder, f"i2v_{part}", network, card, report, expert)

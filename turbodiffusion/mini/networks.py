@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.mini.data import chunk_of
-from turbodiffusion.mini.export import size_name
+from turbodiffusion.mini.export import find_part, size_name
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.rows import BY_NAME, Row, available, locate
+from turbodiffusion.mini.rows import BY_NAME, Row, available
 from turbodiffusion.models.cards import CARDS, Attention, ModelCard
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.models.text_encoder import TextEncoder, Tokenizer
@@ -53,7 +53,7 @@ class Networks:
         self.folder, self.device = folder, pick_device(device)
         self._on_cpu = self.device.type == "cpu"
         self._dtype = torch.float32 if self._on_cpu else None
-        self.files = {"vae": locate(size, folder, "vae")}
+        self.files = {"vae": find_part(size, folder, "vae")}
         self._pipelines: dict[tuple[str, str, bool], Pipeline] = {}
         if not self._on_cpu:
             torch.backends.cudnn.benchmark = True  # few shapes, many batches
@@ -64,20 +64,20 @@ class Networks:
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        self.files["text_encoder"] = locate(self.size, self.folder, "text")
+        self.files["text_encoder"] = find_part(self.size, self.folder, "text")
         path = self.files["text_encoder"]
         return load_text_encoder(path, self.card.text, self.device, self._dtype)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        self.files["tokenizer"] = locate(self.size, self.folder, "tokenizer")
+        self.files["tokenizer"] = find_part(self.size, self.folder, "tokenizer")
         return Tokenizer.from_file(self.files["tokenizer"], self.card.text.text_len)
 
     def pipeline(self, row: Row) -> Pipeline:
         """The network of a row with the shared parts around it."""
         key = row.part, row.attention, row.untuned
         if key not in self._pipelines:
-            path = locate(self.size, self.folder, row.part)
+            path = find_part(self.size, self.folder, row.part)
             self.files["dit" if row.part == "t2v_teacher" else row.part] = path
             card = student_card(self.size) if row.few_step else self.card
             attention = card.attention.with_topk(self.topk)

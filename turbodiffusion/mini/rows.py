@@ -13,26 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from turbodiffusion.errors import UsageError, WeightsError
-from turbodiffusion.mini.export import PACKAGED, file, size_name
+from turbodiffusion.errors import UsageError
+from turbodiffusion.mini.export import PACKAGED, file, find_part
 from turbodiffusion.mini.recipe import SizeRecipe
 
 TEACHER = "t2v_teacher"
-STAGES = {
-    "vae": "vae",
-    "text": "teacher",
-    "tokenizer": "teacher",
-    TEACHER: "teacher",
-    "t2v_sla": "sla",
-    "t2v_rcm": "rcm",
-    "t2v_merged": "merge",
-    "t2v_turbo": "turbo",
-    "t2v_turbo_int8": "turbo",
-    "t2v_student": "student",
-    "t2v_student_int8": "student",
-}
-"""Part of an embedded model → the stage of ``mini train`` that writes it."""
-
 
 Kind = Literal["dense", "sla", "sagesla", "own"]
 
@@ -43,7 +28,7 @@ class Row:
 
     Attributes:
         name: as typed in ``--rows``. title: as printed; default the name.
-        part: file of the network, see ``STAGES``; "" for rows that sample nothing.
+        part: file of the network, see ``export.STAGES``; "" for rows that sample nothing.
         attention: how the network computes self-attention; ``own``: as the file was trained.
         steps: 1–4 for a student; of the solver for a teacher, 0 the card's.
         few_step: the student's sampler, without guidance.
@@ -142,7 +127,7 @@ def choose(words: Sequence[str], size: SizeRecipe, folder: Path | None) -> list[
     wanted = set(BY_NAME) if "all" in words else set(words) & set(BY_NAME)
     for name in wanted:
         if BY_NAME[name].part:
-            locate(size, folder, BY_NAME[name].part)
+            find_part(size, folder, BY_NAME[name].part)
     if "available" in words:
         wanted |= {row.name for row in ROWS if available(row, size, folder)}
     return [row for row in ROWS if row.name in wanted]
@@ -153,21 +138,3 @@ def available(row: Row, size: SizeRecipe, folder: Path | None) -> bool:
     if not row.part:
         return True
     return any(file(size, place, row.part).exists() for place in (folder or PACKAGED, PACKAGED))
-
-
-def locate(size: SizeRecipe, folder: Path | None, part: str) -> Path:
-    """The file of a part in ``folder``, else the packaged one.
-
-    Raises:
-        WeightsError: it is in neither; names the command that makes it.
-    """
-    for place in (folder or PACKAGED, PACKAGED):
-        if file(size, place, part).exists():
-            return file(size, place, part)
-    name = size_name(size)
-    raise WeightsError(
-        "mini-stage-missing",
-        f"{file(size, PACKAGED, part).name} is neither in {folder or PACKAGED} nor in the package.",
-        f"Make it with `turbodiffusion mini train {STAGES[part]} --size {name}`, and give its "
-        f"folder with --weights (runs/{name} unless --out was given).",
-    )

@@ -26,10 +26,10 @@ import torch
 from turbodiffusion.errors import SetupError, UsageError
 from turbodiffusion.media.libraries import import_av
 from turbodiffusion.mini.evaluate import Progress
-from turbodiffusion.mini.export import read_report, size_name, update_report
+from turbodiffusion.mini.export import find_part, read_report, size_name, update_report
 from turbodiffusion.mini.networks import Networks, network_calls, requests_of
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.rows import BY_NAME, Row, choose, locate
+from turbodiffusion.mini.rows import BY_NAME, Row, choose
 from turbodiffusion.mini.runtime import machine
 from turbodiffusion.mini.table import NOTHING, align
 from turbodiffusion.pipeline.request import Request
@@ -122,7 +122,7 @@ def _prepare(networks: Networks, row: Row, place: Path, kinds: Sequence[str]) ->
 
     def command() -> object:
         words = [
-            "generate", PROMPT, "--model", str(locate(networks.size, networks.folder, row.part)),
+            "generate", PROMPT, "--model", str(find_part(networks.size, networks.folder, row.part)),
             "--steps", str(request.steps),
             "--output", str(target), "--device", str(networks.device),
         ]  # fmt: skip

@@ -20,7 +20,6 @@ student ships is an entry of the recipe, decided by its gates.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from turbodiffusion.mini.export import (
     file,
     find_part,
     read_report,
+    save_network,
     size_name,
     training_of,
     update_report,
@@ -41,7 +41,7 @@ from turbodiffusion.train.run import train
 from turbodiffusion.train.stages import distilled, settings_of
 from turbodiffusion.weights.merge import Merged
 from turbodiffusion.weights.quantize import Quantized
-from turbodiffusion.weights.stream import Converted, Tensors, open_network, save
+from turbodiffusion.weights.stream import Converted, Tensors, open_network
 
 TRAINED = {"sla": "sla", "rcm": "rcm", "turbo": "align"}
 """Stage → what it is called in :mod:`turbodiffusion.train`."""
@@ -152,8 +152,6 @@ def make_student(size: SizeRecipe, folder: Path) -> dict[str, Any]:
 def _write(
     size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str, report: dict[str, Any]
 ) -> None:
-    metadata = {"card": card, "role": "dit", "training": json.dumps(report)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save(network, file(size, folder, f"t2v_{part}"), metadata, force=True)
+    save_network(size, folder, f"t2v_{part}", network, card, report)
     if not part.endswith("_int8"):  # the same training
         update_report(size, folder, **{part: report})
