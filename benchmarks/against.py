@@ -133,8 +133,9 @@ def sagesla(tokens: int, heads: int, _: int, *, other: bool) -> Entrants:
             if label == "other":
                 continue
             launches = [
-                config(4, 2, parts=2), config(4, 4, parts=2), config(8, 3), config(8, 3, 128)
-            ] if block_q == 128 else [config(4, 3)]  # fmt: skip
+                config(4, 2, parts=2), config(4, 4, parts=2), config(8, 2), config(8, 3),
+                config(8, 2, 128),
+            ] if block_q == 128 else [config(4, 1), config(4, 3), config(4, 2, 168)]  # fmt: skip
             for c in launches:
                 text = f"w{c.num_warps} s{c.num_stages} r{c.registers} p{c.parts}"
                 found[f"{name} {text}"] = with_choice(call, config, "pick", c)

@@ -201,7 +201,7 @@ def test_every_candidate_computes_the_same(block_q, block_k, pv):
     queries = module.prepare_queries(q, block_q, keys)
     found = capability(device)
     outs = []
-    for config in CoreConfig.candidates(found):
+    for config in CoreConfig.candidates(found, block_k):
         out = torch.full_like(q, float("nan"))
         outs.append(module.attend(queries, keys, out, blocks=blocks, config=config))
         assert error(outs[-1], outs[0]) < TOLERANCE, config

@@ -30,9 +30,10 @@ from turbodiffusion.train.stages import build_network, roles
 CPU = torch.device("cpu")
 ITERATIONS = {
     "flow": (0,), "sla": (0,), "sla-flow": (0,), "align": (0,), "rcm": (0, 2, 3), "dcm": (0,),
+    "match": (0, 1),
 }  # fmt: skip
 """Of rcm: the consistency loss alone, the fake score, and both losses of the student. Of dcm, rcm
-in discrete time: both losses."""
+in discrete time: both losses. Of match: both losses, the fake score."""
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "fsdp": {"shard": 2, "context": 1, "activations": "none"},
@@ -58,7 +59,9 @@ def plain(config: TrainConfig, iteration: int) -> tuple[float, Tensors, Tensors]
     one = card(config.card)
     made: dict[str, nn.Module] = {}
     for role in roles(config):
-        made[role] = build_network(config, one, role).requires_grad_(role != "teacher")
+        made[role] = build_network(config, one, role).requires_grad_(
+            role in ("student", "fake_score")
+        )
     networks = Networks(**made)
     phase = config.loss.objective(networks).phase(iteration)
     slots = config.batch // config.micro_batch

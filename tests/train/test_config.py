@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from turbodiffusion.cli.train import settings
 from turbodiffusion.errors import UsageError
 from turbodiffusion.train.config import assignments, change, read_file
 from turbodiffusion.train.consistency import Discrete
-from turbodiffusion.train.stages import STAGES, settings_of
+from turbodiffusion.train.stages import STAGES, derived, roles, settings_of, start_of
 from turbodiffusion.train.times import UniformShift
 
 
@@ -127,3 +128,13 @@ def test_a_kind_that_does_not_fit_is_named(word: str, words: str):
     with pytest.raises(UsageError) as error:
         given(stage, "--set", word)
     assert words in error.value.message
+
+
+def test_each_network_starts_where_it_should():
+    """A fake score starts as the teacher, whatever the student is; what is not given is init."""
+    config = replace(settings_of("match", "mini"), init="a", teacher="b", leader="c")
+    starts = {role: start_of(config, role) for role in roles(config)}
+    assert starts == {"student": "a", "teacher": "b", "fake_score": "b", "leader": "c"}
+    bare = replace(config, teacher="", leader="")
+    assert {start_of(bare, role) for role in roles(bare)} == {"a"}
+    assert not derived(config) and derived(settings_of("rcm", "mini"))

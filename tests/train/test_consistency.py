@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import torch
 from tests.train.tiny import SHAPE, Given, Smooth, batch, generator, networks, randn
 from turbodiffusion.errors import UsageError
 from turbodiffusion.train import consistency
-from turbodiffusion.train.consistency import Continuous, Discrete, correction
-from turbodiffusion.train.losses import Networks
+from turbodiffusion.train.consistency import Continuous, Discrete, Following, correction
+from turbodiffusion.train.losses import Networks, call, noisy
 from turbodiffusion.train.times import LogNormal, draw_angles
 from turbodiffusion.train.trigflow import ask, ask_guided, mix
 
@@ -209,3 +210,32 @@ def test_discrete_loss_by_hand():
 def test_a_teacher_is_needed():
     with pytest.raises(UsageError, match="teacher"):
         Continuous(TIMES).loss(Networks(Smooth(1)), batch(), generator(), 0)
+
+
+def test_following_is_the_squared_distance_of_the_velocities():
+    nets = replace(networks(), leader=Smooth(4))
+    loss, given = Following(TIMES, scale=3.0), batch()
+    parts = loss.loss(nets, given, generator(7), 0)
+    source = generator(7)
+    tau = TIMES.draw(3, source)
+    x = noisy(given.latents_BCTHW, torch.randn(given.latents_BCTHW.shape, generator=source), tau)
+    ours, theirs = (call(n, x, tau, given.context_BSD, given) for n in (nets.student, nets.leader))
+    torch.testing.assert_close(parts.loss, 3.0 * (ours - theirs).square().sum())
+    torch.testing.assert_close(parts.metrics["follow"], (ours - theirs).square().mean())
+    parts.loss.backward()
+    assert all(p.grad is not None for p in nets.student.parameters())
+    assert all(p.grad is None for p in nets.leader.parameters())
+
+
+def test_following_leaves_broken_samples_out():
+    def broken(x, tau):
+        return torch.where(torch.arange(3)[:, None, None, None, None] == 1, torch.nan, x)
+
+    nets = replace(networks(), leader=Given(broken))
+    parts = Following(TIMES).loss(nets, batch(), generator(), 0)
+    assert parts.loss.isfinite() and int(parts.metrics["follow_broken"]) == 1
+
+
+def test_following_needs_a_leader():
+    with pytest.raises(UsageError, match="'leader'"):
+        Following(TIMES).loss(networks(), batch(), generator(), 0)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from turbodiffusion.mini.runtime import Worker
 
 
-STAGES = ("vae", "decoder", "teacher", "sla", "rcm", "merge", "turbo", "student")
+STUDENT_STAGES = ("sla", "rcm", "merge", "follow", "turbo", "student")
+STAGES = ("vae", "decoder", "teacher", *STUDENT_STAGES)
 """In the order of ``all``."""
 IMAGE_STAGES = ("i2v", "i2v-rcm", "i2v-merge", "i2v-turbo", "i2v-student")
 """Of the size that has an image-to-video model. ``all`` leaves ``i2v-rcm`` out."""
@@ -59,7 +60,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-        help="a setting of sla, rcm, turbo or i2v, as of `train --set`; of i2v-merge: high=2",
+        help="a setting of sla, rcm, follow, turbo or i2v, as of `train --set`; of i2v-merge: "
+        "high=2",
     )  # fmt: skip
 
 
@@ -177,7 +179,7 @@ def _run_stage(
     budget = {k: getattr(args, k) for k in ("minutes", "steps", "batch") if getattr(args, k)}
     if stage in IMAGE_STAGES:
         return _run_images(args, stage, size, folder, worker, budget)
-    if stage in ("sla", "rcm", "merge", "turbo", "student"):
+    if stage in STUDENT_STAGES:
         from turbodiffusion.mini.students import make_merged, make_student, train_student
         from turbodiffusion.train.config import assignments
 

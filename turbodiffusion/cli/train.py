@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turbodiffusion.train.config import TrainConfig
     from turbodiffusion.train.synthesis import Synthesis
 
-STAGES = ("flow", "sla", "sla-flow", "rcm", "align")
+STAGES = ("flow", "sla", "sla-flow", "rcm", "align", "match")
 """The stages of :mod:`turbodiffusion.train.stages`, which needs torch to be imported."""
 
 

@@ -30,7 +30,7 @@ PACKAGED = Path(__file__).parent / "weights"
 STAGES = {
     "vae": "vae", "text": "teacher", "tokenizer": "teacher", "t2v_teacher": "teacher",
     "t2v_sla": "sla", "t2v_rcm": "rcm", "t2v_turbo": "turbo",
-    "t2v_turbo_int8": "turbo", "t2v_merged": "merge",
+    "t2v_turbo_int8": "turbo", "t2v_merged": "merge", "t2v_followed": "follow",
     "t2v_student": "student", "t2v_student_int8": "student",
     **{f"i2v_{e}{form}": "i2v-student" for e in ("high", "low") for form in ("", "_int8")},
     **{f"i2v_turbo_{e}": "i2v-turbo" for e in ("high", "low")},

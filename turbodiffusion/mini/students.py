@@ -6,13 +6,14 @@ stage        what happens                                                 writes
 ``sla``      the teacher learns sparse-linear attention                   ``sla``
 ``rcm``      the teacher is distilled into a few-step student             ``rcm``
 ``merge``    ``rcm + (sla − teacher)``                                    ``merged``
-``turbo``    ``merged`` learns to follow ``rcm``; int8 linears            ``turbo``,
+``follow``   ``merged`` learns to follow ``rcm``                          ``followed``
+``turbo``    and to make what the teacher makes; int8 linears             ``turbo``,
                                                                           ``turbo_int8``
 ``student``  the network that ships, ``rcm`` or ``turbo``, and its int8   ``student``,
                                                                           ``student_int8``
 ===========  ===========================================================  ======================
 
-Three of them run on the trainer of :mod:`turbodiffusion.train` with its presets; checkpoints and
+Four of them run on the trainer of :mod:`turbodiffusion.train` with its presets; checkpoints and
 metrics lie in a folder of the stage's name. The published recipe ends with the merge. In networks
 as small as these both differences are large and sparsity costs more, as ``mini judge`` shows; which
 student ships is an entry of the recipe, decided by its gates.
@@ -41,30 +42,36 @@ from turbodiffusion.train.run import train
 from turbodiffusion.train.stages import distilled, settings_of
 from turbodiffusion.weights.merge import Merged
 from turbodiffusion.weights.quantize import Quantized
-from turbodiffusion.weights.stream import Converted, Tensors, open_network
+from turbodiffusion.weights.stream import Converted, open_network
 
-TRAINED = {"sla": "sla", "rcm": "rcm", "turbo": "align"}
+TRAINED = {"sla": "sla", "rcm": "rcm", "follow": "align", "turbo": "match"}
 """Stage → what it is called in :mod:`turbodiffusion.train`."""
-STAGES = ("sla", "rcm", "merge", "turbo", "student")
-SEEDS = {"sla": 31, "rcm": 41, "turbo": 61}
+STAGES = ("sla", "rcm", "merge", "follow", "turbo", "student")
+SEEDS = {"sla": 31, "rcm": 41, "follow": 61, "turbo": 71}
+WRITES = {"follow": "t2v_followed"}
+"""Stage → what it writes, where that is not called after it."""
+
 STARTS = {
-    "sla": ("t2v_teacher", "t2v_teacher"),
-    "rcm": ("t2v_teacher", "t2v_teacher"),
-    "turbo": ("t2v_merged", "t2v_rcm"),
+    "sla": {"init": "t2v_teacher", "teacher": "t2v_teacher"},
+    "rcm": {"init": "t2v_teacher", "teacher": "t2v_teacher"},
+    "follow": {"init": "t2v_merged", "teacher": "t2v_rcm"},
+    "turbo": {"init": "t2v_followed", "teacher": "t2v_teacher", "leader": "t2v_rcm"},
 }
-"""Stage → the networks that its student and its teacher start from."""
+"""Stage → the networks that it starts from, see :class:`~turbodiffusion.train.config.TrainConfig`.
+"""
 
 
 def student_config(
     size: SizeRecipe, stage: str, folder: Path, worker: Worker, changes: dict[str, Any]
 ) -> TrainConfig:
     """Settings of a trained stage: the preset of the size, this folder, then ``changes``."""
-    init, teacher = (str(find_part(size, folder, part)) for part in STARTS[stage])
+    starts: dict[str, Any] = {
+        role: str(find_part(size, folder, part)) for role, part in STARTS[stage].items()
+    }
     config = replace(
         settings_of(TRAINED[stage], size_name(size)),
         card=size.card_name,
-        init=init,
-        teacher=teacher,
+        **starts,
         out=str(folder / stage),
         data="world",
         seed=SEEDS[stage],
@@ -78,7 +85,7 @@ def train_student(
     size: SizeRecipe, folder: Path, worker: Worker, stage: str, run_minutes: float | None = None,
     changes: dict[str, Any] | None = None, *, quiet: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run or continue ``sla``, ``rcm`` or ``turbo``; returns the report stored with the weights.
+    """Run or continue a stage of :data:`TRAINED`; returns the report stored with the weights.
 
     The averaged weights are written after every run, so that an unfinished student can be tried.
     A finished stage whose file is there is left as it is.
@@ -86,7 +93,8 @@ def train_student(
     Args:
         run_minutes: pause after this long. changes: over the preset, as of ``train --set``.
     """
-    target = file(size, folder, f"t2v_{stage}")
+    part = WRITES.get(stage, f"t2v_{stage}")
+    target = file(size, folder, part)
     config = student_config(size, stage, folder, worker, changes or {})
     report: dict[str, Any] = read_report(size, folder).get(stage, {})
     if report.get("complete") and report.get("steps") == config.steps and target.exists():
@@ -105,16 +113,17 @@ def train_student(
     if worker.rank == 0:
         name = size_name(size) if distilled(config) else size.card_name
         network = Converted(open_network(Path(config.out)))
-        _write(size, folder, stage, network, name, report)
+        save_network(size, folder, part, network, name, report)
+        update_report(size, folder, **{stage: report})
         if stage == "turbo":
             whole = Converted(open_network(target))
-            _write(size, folder, "turbo_int8", Quantized(whole), name, report)
+            save_network(size, folder, "t2v_turbo_int8", Quantized(whole), name, report)
     return report
 
 
 def recipe_of(config: TrainConfig) -> dict[str, Any]:
     """What decides the result of a run, as plain values."""
-    places = ("out", "init", "teacher", "minutes", "keep", "log_every", "save_every")
+    places = ("out", "init", "teacher", "leader", "minutes", "keep", "log_every", "save_every")
     return {k: v for k, v in config.as_json().items() if k not in places}
 
 
@@ -131,7 +140,8 @@ def make_merged(size: SizeRecipe, folder: Path) -> dict[str, Any]:
         "complete": True, "merge": "rcm + 1·(sla − teacher)", "merged": merged.report.lines(),
         "steps": {name: training_of(parts[name]).get("steps") for name in ("t2v_sla", "t2v_rcm")},
     }  # fmt: skip
-    _write(size, folder, "merged", merged, size_name(size), report)
+    save_network(size, folder, "t2v_merged", merged, size_name(size), report)
+    update_report(size, folder, merged=report)
     return report
 
 
@@ -144,14 +154,7 @@ def make_student(size: SizeRecipe, folder: Path) -> dict[str, Any]:
     source = find_part(size, folder, f"t2v_{size.student}")
     report = {**training_of(source), "complete": True, "network": size.student}
     network = Converted(open_network(source))
-    _write(size, folder, "student", network, size_name(size), report)
-    _write(size, folder, "student_int8", Quantized(network), size_name(size), report)
+    save_network(size, folder, "t2v_student", network, size_name(size), report)
+    save_network(size, folder, "t2v_student_int8", Quantized(network), size_name(size), report)
+    update_report(size, folder, student=report)
     return report
-
-
-def _write(
-    size: SizeRecipe, folder: Path, part: str, network: Tensors, card: str, report: dict[str, Any]
-) -> None:
-    save_network(size, folder, f"t2v_{part}", network, card, report)
-    if not part.endswith("_int8"):  # the same training
-        update_report(size, folder, **{part: report})

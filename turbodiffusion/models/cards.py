@@ -244,11 +244,11 @@ MINI_MASK = 4
 
 
 def _teacher(name: str, dit: DiTConfig, text: TextEncoderConfig, frames: int, side: int,
-             block: int) -> ModelCard:  # fmt: skip
+             block: int, topk: float) -> ModelCard:  # fmt: skip
     return ModelCard(
         name=name, task="t2v", dit=dit, vae=MINI_VAE, text=text, width=side, height=side,
         frames=frames, few_step=False, sigma_max=200.0, baseline=MINI_BASELINE, embedded=True,
-        attention=Attention("dense", topk=0.1, block_q=block, block_k=block),
+        attention=Attention("dense", topk=topk, block_q=block, block_k=block),
     )  # fmt: skip
 
 
@@ -260,8 +260,8 @@ def _student(teacher: ModelCard) -> ModelCard:
     )  # fmt: skip
 
 
-MINI_TEACHER = _teacher("mini-teacher", MINI_DIT, MINI_TEXT, 33, 128, 64)
-MICRO_TEACHER = _teacher("micro-teacher", MICRO_DIT, MICRO_TEXT, 17, 64, 16)
+MINI_TEACHER = _teacher("mini-teacher", MINI_DIT, MINI_TEXT, 33, 128, 64, 0.25)
+MICRO_TEACHER = _teacher("micro-teacher", MICRO_DIT, MICRO_TEXT, 17, 64, 16, 0.1)
 MINI_I2V_TEACHER = replace(
     MINI_TEACHER, name="mini-i2v-teacher", task="i2v", experts=("high", "low"),
     dit=replace(MINI_DIT, in_dim=MINI_DIT.in_dim + MINI_MASK + MINI_VAE.z_dim),

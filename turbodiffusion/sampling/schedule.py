@@ -30,7 +30,7 @@ from turbodiffusion.errors import UsageError
 Convention = Literal["wan", "rcm"]
 
 MAX_RCM_STEPS = 4
-_MIDDLE_ANGLES = (1.5, 1.4, 1.0)
+MIDDLE_ANGLES = (1.5, 1.4, 1.0)
 _MAX_SHIFT = 1000.0  # far beyond it the first time is 1 in fp32, where λ is infinite
 BASELINE_SIGMA = 5000.0
 """First noise level of the grid of the convention "rcm"."""
@@ -53,7 +53,7 @@ def rcm_times(num_steps: int, sigma_max: float) -> Tensor:
             f"Use {min(max(int(num_steps), 1), MAX_RCM_STEPS)} steps, or the baseline sampler.",
         )
     _require_sigma(sigma_max, "Use 80 for text to video or 200 for image to video.")
-    tangents = [math.tan(angle) for angle in _MIDDLE_ANGLES[: num_steps - 1]]
+    tangents = [math.tan(angle) for angle in MIDDLE_ANGLES[: num_steps - 1]]
     times = [ratio / (1 + ratio) for ratio in [float(sigma_max), *tangents]]
     return torch.tensor([*times, 0.0], dtype=torch.float64)
 

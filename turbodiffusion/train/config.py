@@ -46,7 +46,8 @@ class TrainConfig:
     Attributes:
         card: the model whose sizes the networks have.
         init: weights that the networks start from; empty: fresh ones.
-        teacher: weights of the teacher; empty: ``init``.
+        teacher: weights of the teacher, and of the fake score at first; empty: ``init``.
+        leader: weights of the network that a student stays close to; empty: ``init``.
         data: folder of shards; ``noise`` stands for random latents of the card's size.
         cache: keep all samples in memory; None: where they take less than 2 GB.
         steps: optimiser steps over all runs. minutes: pause after this long; 0: do not.
@@ -73,6 +74,7 @@ class TrainConfig:
     out: str
     init: str = ""
     teacher: str = ""
+    leader: str = ""
     data: str = "noise"
     cache: bool | None = None
     seed: int = 0

@@ -11,6 +11,9 @@ enters as a fixed target, so the gradient of the loss with respect to F is âˆ’2Â
 is close to ``scale`` whatever is learned: read progress elsewhere.
 
 Discrete time (dCM): the student at t_0 must agree with itself after K Euler steps of the teacher.
+
+A student whose attention is sparse has no derivative to take, but a dense few-step network of the
+same weights' family: following that one keeps it consistent as well.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.train import tangents
-from turbodiffusion.train.losses import Batch, LossParts, Networks, randn
+from turbodiffusion.train.losses import Batch, LossParts, Networks, call, noisy, randn
 from turbodiffusion.train.times import (
     Distribution,
     broadcast,
@@ -149,6 +152,35 @@ class Discrete:
         error = zero_where(~ok, clean) - zero_where(~ok, target)
         loss = self.scale * error.square().sum()
         return LossParts(loss, {"dcm": loss.detach(), "dcm_broken": (~ok).sum()})
+
+
+@dataclass(frozen=True)
+class Following:
+    """Settings of the squared distance from the velocity of the leader, a few-step network.
+
+    Distribution matching alone lets a student forget modes; this holds it to what it has. With a
+    ``scale`` of 1.5 its gradient weighs against that of distribution matching about as the
+    continuous loss does.
+    """
+
+    times: Distribution
+    scale: float = 1.5
+
+    def loss(
+        self, networks: Networks, batch: Batch, generator: torch.Generator, iteration: int
+    ) -> LossParts:
+        """Sum over elements and samples."""
+        x0 = batch.latents_BCTHW
+        tau = self.times.draw(x0.shape[0], generator)
+        x = noisy(x0, randn(x0, generator), tau)
+        with torch.no_grad():
+            target = call(networks.need("leader"), x, tau, batch.context_BSD, batch)
+        v = call(networks.student, x, tau, batch.context_BSD, batch)
+        ok = whole_samples(v, target)
+        error = zero_where(~ok, v) - zero_where(~ok, target)
+        loss = self.scale * error.square().sum()
+        metrics = {"follow": error.detach().square().mean(), "follow_broken": (~ok).sum()}
+        return LossParts(loss, metrics)
 
 
 def whole_samples(*tensors: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from turbodiffusion.errors import UsageError
-from turbodiffusion.train.consistency import Continuous, Discrete
+from turbodiffusion.train.consistency import Continuous, Discrete, Following
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.losses import Batch, Closure, LossParts, Networks, Phase
 
@@ -52,7 +52,7 @@ class Distillation:
     """The objective. A scale of 0 leaves a loss out.
 
     Args:
-        consistency: in continuous or discrete time.
+        consistency: in continuous or discrete time, or with a leader.
         matching: distribution matching; None, or no fake score: consistency alone.
         every: Fq, iterations from one update of the student to the next.
 
@@ -63,7 +63,7 @@ class Distillation:
     def __init__(
         self,
         networks: Networks,
-        consistency: Continuous | Discrete,
+        consistency: Continuous | Discrete | Following,
         matching: DistributionMatching | None = None,
         *,
         every: int = 5,

@@ -93,31 +93,34 @@ class Phase:
 class Networks:
     """The networks of a run. All take ``(x, timestep_B1, context, condition)``.
 
-    ``teacher`` and ``fake_score`` are None where an objective has none. ``exact`` is a copy of the
-    student in a higher precision, from which its derivative is taken; see :mod:`~.exact`.
+    ``teacher``, ``fake_score`` and ``leader``, a few-step network that the student stays close to,
+    are None where an objective has none. ``exact`` is a copy of the student in a higher precision,
+    from which its derivative is taken; see :mod:`~.exact`.
     """
 
     student: nn.Module
     teacher: nn.Module | None = None
     fake_score: nn.Module | None = None
+    leader: nn.Module | None = None
     exact: ExactCopy | None = None
 
     def derived(self) -> AbstractContextManager[nn.Module]:
         """The network whose derivative stands for that of the student, with its newest weights."""
         return nullcontext(self.student) if self.exact is None else self.exact.opened()
 
-    def need(self, role: Literal["teacher", "fake_score"]) -> nn.Module:
+    def need(self, role: Literal["teacher", "fake_score", "leader"]) -> nn.Module:
         """The network of this role.
 
         Raises:
             UsageError: the run has none.
         """
-        network = self.teacher if role == "teacher" else self.fake_score
+        network: nn.Module | None = getattr(self, role)
         if network is None:
             raise UsageError(
                 "train-network",
                 f"The stage needs a network for the role {role!r}, and none was given.",
-                "Give the weights of the teacher; the fake score starts as a copy of it.",
+                "Give the weights of the teacher, as whose copy the fake score starts, or of the "
+                "leader.",
             )
         return network
 

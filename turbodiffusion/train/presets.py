@@ -12,8 +12,10 @@ import math
 from dataclasses import dataclass, field, replace
 
 from turbodiffusion.errors import UsageError
+from turbodiffusion.models.cards import card as card_named
+from turbodiffusion.sampling.schedule import MIDDLE_ANGLES
 from turbodiffusion.train.config import ParallelSettings
-from turbodiffusion.train.consistency import Continuous, Discrete
+from turbodiffusion.train.consistency import Continuous, Discrete, Following
 from turbodiffusion.train.distill import Distillation
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.losses import FlowMatching, Networks, Objective, SparseAlignment
@@ -55,11 +57,13 @@ class DistillLoss:
     """rCM. ``matching`` None leaves distribution matching out; ``every`` is Fq.
 
     ``sigma_max`` is the noise level from which samples are drawn while training. ``topk`` gives the
-    student sparse attention, which has no tangent: only with a consistency loss in discrete time
-    or scaled to 0.
+    student sparse attention, which has no tangent: only with a consistency loss in discrete time,
+    with one that follows a leader, or with none (scale 0).
     """
 
-    consistency: Continuous | Discrete = field(default_factory=lambda: Continuous(SHIFT_5))
+    consistency: Continuous | Discrete | Following = field(
+        default_factory=lambda: Continuous(SHIFT_5)
+    )
     matching: DistributionMatching | None = field(
         default_factory=lambda: DistributionMatching(SHIFT_5)
     )
@@ -112,6 +116,16 @@ _SLA_SMALL = StagePreset(
     _SMALL_CARD, AlignmentLoss(), _TUNING,
     batch=16, micro_batch=4, latent_frames=21, parallel=_SMALL,
 )  # fmt: skip
+_RCM_SMALL = StagePreset(
+    _SMALL_CARD, DistillLoss(Continuous(LogNormal(0.7, 1.6), warmup=1000)), _adam(2e-6),
+    batch=256, micro_batch=1, latent_frames=20, fake_score=_adam(4e-7), parallel=_SMALL,
+)  # fmt: skip
+_RCM_LARGE = StagePreset(
+    _LARGE_CARD,
+    DistillLoss(Continuous(LogNormal(1.5, 1.6), warmup=0), every=10, sigma_max=200.0),
+    _adam(1e-6), batch=64, micro_batch=1, latent_frames=21, fake_score=_adam(1e-7),
+    parallel=_LARGE, save_every=250, sample_every=250,
+)  # fmt: skip
 _SLA_LARGE = StagePreset(
     _LARGE_CARD, AlignmentLoss(), _TUNING, batch=128, micro_batch=1, latent_frames=21,
     parallel=_LARGE, save_every=250, sample_every=250,
@@ -120,13 +134,21 @@ _BLACK_BOX = FlowLoss(drop=0.0, topk=0.05)
 """The publication's; its class of skipped key blocks does not exist in the released operator."""
 
 
+def _matched(guidance: float, topk: float) -> DistillLoss:
+    """Of a sparse student: it is drawn at the angles at which it will be."""
+    matching = DistributionMatching(SHIFT_5, guidance=guidance, angles=MIDDLE_ANGLES)
+    return DistillLoss(Following(SHIFT_5), matching, topk=topk)
+
+
 def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
     """The stages of an embedded model; rates are those of the 1.3B times about 50, because the
     networks are 300 times smaller and learn for a few thousand steps."""
+    topk = card_named(card).attention.topk
     sla = StagePreset(
-        card, AlignmentLoss(LogNormal(0.7, 1.6)), OptimSettings(lr=2e-4),
+        card, AlignmentLoss(LogNormal(0.7, 1.6), topk=topk), OptimSettings(lr=2e-4),
         batch=32, micro_batch=32, latent_frames=latent_frames, steps=5000,
     )  # fmt: skip
+    distill = replace(sla, optim=_adam(1e-4), fake_score=_adam(1e-4), steps=4000)
     noise = LogNormal(-0.8 + 0.5 * math.log(latent_frames), 1.6)
     return {
         "flow": replace(
@@ -134,10 +156,13 @@ def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
             optim=OptimSettings(lr=1e-3, betas=(0.9, 0.99), warmup=200, clip=1.0),
         ),
         "sla": sla,
-        "sla-flow": replace(sla, loss=FlowLoss(UniformShift(2.0), drop=0.0)),
-        "align": replace(sla, loss=AlignmentLoss(SHIFT_5), steps=2000),
+        "sla-flow": replace(sla, loss=FlowLoss(UniformShift(2.0), drop=0.0, topk=topk)),
+        "align": replace(
+            sla, loss=AlignmentLoss(SHIFT_5, topk=topk), optim=OptimSettings(lr=3e-4), steps=2000
+        ),
+        "match": replace(distill, loss=_matched(2.0, topk)),
         "rcm": replace(
-            sla, optim=_adam(1e-4), fake_score=_adam(1e-4), steps=4000, exact_derivative=True,
+            distill, exact_derivative=True,
             loss=DistillLoss(
                 Continuous(noise, guidance=2.0, warmup=200),
                 DistributionMatching(SHIFT_5, guidance=2.0),
@@ -152,29 +177,23 @@ PRESETS: dict[str, dict[str, StagePreset]] = {
         "sla": _SLA_SMALL,
         "align": replace(_SLA_SMALL, loss=AlignmentLoss(SHIFT_5)),
         "sla-flow": replace(_SLA_SMALL, loss=_BLACK_BOX, batch=64, steps=2000),
-        "rcm": StagePreset(
-            _SMALL_CARD, DistillLoss(Continuous(LogNormal(0.7, 1.6), warmup=1000)), _adam(2e-6),
-            batch=256, micro_batch=1, latent_frames=20, fake_score=_adam(4e-7), parallel=_SMALL,
-        ),
+        "rcm": _RCM_SMALL,
+        "match": replace(_RCM_SMALL, loss=_matched(5.0, 0.1)),
     },
     "14B": {
         "flow": replace(_SLA_LARGE, loss=FlowLoss()),
         "sla": _SLA_LARGE,
         "align": replace(_SLA_LARGE, loss=AlignmentLoss(SHIFT_5)),
         "sla-flow": replace(_SLA_LARGE, loss=_BLACK_BOX, batch=64, steps=2000),
-        "rcm": StagePreset(
-            _LARGE_CARD,
-            DistillLoss(Continuous(LogNormal(1.5, 1.6), warmup=0), every=10, sigma_max=200.0),
-            _adam(1e-6), batch=64, micro_batch=1, latent_frames=21, fake_score=_adam(1e-7),
-            parallel=_LARGE, save_every=250, sample_every=250,
-        ),
+        "rcm": _RCM_LARGE,
+        "match": replace(_RCM_LARGE, loss=replace(_matched(5.0, 0.1), every=10, sigma_max=200.0)),
     },
     "mini": _embedded("mini-teacher", latent_frames=9),
     "micro": _embedded("micro-teacher", latent_frames=5),
 }  # fmt: skip
 """By size and stage. ``sla-flow`` tunes sparse attention by the ordinary loss, ``sla`` by its dense
-teacher. ``align`` is not part of the published recipe, which ends with the merge; it mends what a
-merge costs at the noise levels of few steps."""
+teacher. ``align`` and ``match`` are not part of the published recipe, which ends with the merge:
+the one mends what a merge costs at the noise levels of few steps, the other what is left."""
 
 
 def preset(name: str, stage: str) -> StagePreset:

@@ -25,9 +25,9 @@ from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiase
 from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
 from turbodiffusion.train.sources import Source, latent_shape, open_source
-from turbodiffusion.train.stages import distilled, empty_network, roles
+from turbodiffusion.train.stages import derived, empty_network, roles, start_of
 from turbodiffusion.train.stopping import Stopping
-from turbodiffusion.train.trainer import Trainer
+from turbodiffusion.train.trainer import NETS, Trainer
 from turbodiffusion.train.work import peak, step_operations
 
 
@@ -67,13 +67,12 @@ def build_networks(
     made: dict[str, WanDiT] = {}
     for role in roles(config):
         network = empty_network(config, one, role)
-        made[role] = parallelise(network, config, ranks, trained=role != "teacher")
+        made[role] = parallelise(network, config, ranks, trained=role in NETS)
         if filled:
-            init = config.teacher if role == "teacher" and config.teacher else config.init
-            fill(network, one, init, config.seed, ranks.device)
+            fill(network, one, start_of(config, role), config.seed, ranks.device)
     exact = None
     computing = compute_dtype(config, ranks.device)
-    if config.exact_derivative and distilled(config) and computing is not torch.float32:
+    if config.exact_derivative and derived(config) and computing is not torch.float32:
         copy = empty_network(config, one, "student")
         exact = ExactCopy(copy.to_empty(device=ranks.device) if filled else copy, made["student"])
     return Networks(**made, exact=exact)

@@ -10,11 +10,12 @@ from turbodiffusion.models.cards import Attention, ModelCard
 from turbodiffusion.models.cards import card as card_named
 from turbodiffusion.models.dit import WanDiT
 from turbodiffusion.train.config import TrainConfig
+from turbodiffusion.train.consistency import Continuous, Following
 from turbodiffusion.train.fill import fill
 from turbodiffusion.train.optim import OptimSettings
 from turbodiffusion.train.presets import AlignmentLoss, DistillLoss, preset
 
-Role = Literal["student", "teacher", "fake_score"]
+Role = Literal["student", "teacher", "fake_score", "leader"]
 
 STAGES = {
     "flow": "flow matching on latents, as a teacher is trained",
@@ -22,6 +23,7 @@ STAGES = {
     "sla-flow": "tune sparse-linear attention by flow matching, without a teacher",
     "rcm": "distil a teacher into a few-step student",
     "align": "let a merged few-step sparse student (init) follow its dense one (teacher)",
+    "match": "distil that sparse student by distribution matching, near its dense one (leader)",
 }
 """Name → what it does."""
 
@@ -45,16 +47,36 @@ def roles(config: TrainConfig) -> tuple[Role, ...]:
     """The networks of a stage."""
     if isinstance(config.loss, AlignmentLoss):
         return "student", "teacher"
-    if isinstance(config.loss, DistillLoss):
-        return ("student", "teacher", "fake_score") if config.loss.matching else (
-            "student", "teacher",
-        )  # fmt: skip
-    return ("student",)
+    if not isinstance(config.loss, DistillLoss):
+        return ("student",)
+    found: list[Role] = ["student", "teacher"]
+    if config.loss.matching:
+        found.append("fake_score")
+    if isinstance(config.loss.consistency, Following):
+        found.append("leader")
+    return tuple(found)
 
 
 def distilled(config: TrainConfig) -> bool:
     """Whether the student has guidance built in."""
     return isinstance(config.loss, DistillLoss) or config.stage == "align"
+
+
+def start_of(config: TrainConfig, role: Role) -> str:
+    """The weights that a network starts from.
+
+    The fake score learns to be a score and starts from one, the teacher: a student is none.
+    """
+    given = {"student": "", "teacher": config.teacher, "fake_score": config.teacher}
+    return given.get(role, config.leader) or config.init
+
+
+def derived(config: TrainConfig) -> bool:
+    """Whether the student's derivative is taken."""
+    loss = config.loss
+    if not isinstance(loss, DistillLoss) or not isinstance(loss.consistency, Continuous):
+        return False
+    return loss.consistency.scale > 0
 
 
 def attention_of(config: TrainConfig) -> Attention:
@@ -73,13 +95,11 @@ def empty_network(config: TrainConfig, card: ModelCard, role: Role) -> WanDiT:
 
 
 def build_network(config: TrainConfig, card: ModelCard, role: Role) -> WanDiT:
-    """One whole network on the CPU, from ``config.init`` or fresh from the seed.
-
-    Every role starts from the same weights, in every process.
+    """One whole network on the CPU, from its weights or, in every process alike, from the seed.
 
     Raises:
         WeightsError: the weights are missing or do not fit.
     """
     network = empty_network(config, card, role)
-    fill(network, card, config.init, config.seed, "cpu")
+    fill(network, card, start_of(config, role), config.seed, "cpu")
     return network

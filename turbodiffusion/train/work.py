@@ -15,7 +15,7 @@ import torch
 from turbodiffusion.memory.gpus import gpu
 from turbodiffusion.models.cards import Attention, DiTConfig
 from turbodiffusion.train.config import TrainConfig
-from turbodiffusion.train.consistency import Continuous, Discrete
+from turbodiffusion.train.consistency import Continuous, Discrete, Following
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.presets import AlignmentLoss, DistillLoss, Loss
 from turbodiffusion.train.stages import attention_of
@@ -76,7 +76,9 @@ def calls_of(loss: Loss) -> Calls:
     return (student + critic.times(loss.every - 1)).times(1 / loss.every)
 
 
-def _consistency_calls(loss: Continuous | Discrete) -> Calls:
+def _consistency_calls(loss: Continuous | Discrete | Following) -> Calls:
+    if isinstance(loss, Following):
+        return Calls(dense=1, learning=1)
     if isinstance(loss, Discrete):
         return Calls(dense=loss.skip * _guided(loss) + 1, learning=1)
     derivative = {"full": Calls(tangent=1), "semi": Calls(dense=1, tangent=1),

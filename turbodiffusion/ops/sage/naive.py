@@ -79,23 +79,32 @@ def _core(
     block_k: int,
     pv: str,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over the kept blocks in ascending order: (B, N, L, D), base-2 LSE, float32."""
+    """Softmax over the kept blocks: (B, N, L, D), base-2 LSE, float32.
+
+    The last kept block comes first, then the others in ascending order: what e4m3 makes of a
+    probability depends on the largest score so far.
+    """
     length, d = q_BLND.shape[1], q_BLND.shape[3]
     q8, scale_q = quantise(q_BLND, block_q)
     k8, scale_k = quantise(k_BSND, block_k)
     v, scale_v = quantise_values(v_BSND, pv)
     row_scale = scale_q.repeat_interleave(block_q, 2)[:, :, :length, None]
-    kept_BNLK = kept_BNQK.repeat_interleave(block_q, 2)[:, :, :length]
+    last_BNQK = kept_BNQK & (kept_BNQK.flip(-1).cumsum(-1).flip(-1) == 1)
+    first_BNLK, others_BNLK = (
+        mask.repeat_interleave(block_q, 2)[:, :, :length]
+        for mask in (last_BNQK, kept_BNQK & ~last_BNQK)
+    )
     offset = E4M3_OFFSET if pv == "fp8" else 0.0
 
     # Minus infinity where the released kernels write -5e6, which a true score can fall below.
     m = q8.new_full((*q8.shape[:3], 1), float("-inf"))
     total, out = torch.zeros_like(m), torch.zeros_like(q8)
-    for j in range(kept_BNLK.shape[-1]):
+    order = ((j, mask) for mask in (first_BNLK, others_BNLK) for j in range(mask.shape[-1]))
+    for j, visited_BNLK in order:
         keys = slice(j * block_k, (j + 1) * block_k)
         scale = row_scale * scale_k[:, :, j, None, None] * (d**-0.5 * math.log2(math.e))
         t = (q8 @ k8[:, :, keys].mT) * scale
-        t = t.masked_fill(~kept_BNLK[..., j, None], float("-inf"))
+        t = t.masked_fill(~visited_BNLK[..., j, None], float("-inf"))
         top = torch.maximum(m, t.amax(-1, keepdim=True))
         base = top.nan_to_num(neginf=0.0)  # no block kept so far
         shrink = torch.exp2(m - base)

@@ -89,6 +89,7 @@ def sparse_branch(
     key_blocks = -(-size // block_k)
     # One row per key block of every head, so that one index selects head and block.
     head = torch.arange(b * n, device=blocks.device).view(b, n, 1, 1) * key_blocks
+    blocks = blocks.roll(1, -1)  # the last one first
     rows_RJ = (blocks + head).flatten(0, 2)
     place_RJ = blocks.flatten(0, 2) * block_k
 
