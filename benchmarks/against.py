@@ -232,7 +232,7 @@ def norm(tokens: int, heads: int, _: int, *, other: bool) -> Entrants:
         if label == "this":
             for c in config.candidates(90, width):
                 text = f"{c.count}·{c.chunk} rows{c.rows} w{c.num_warps}"
-                found[f"{label} {text}"] = with_choice(call, config.RowConfig, "forward", c)
+                found[f"{label} {text}"] = with_choice(call, config.RowConfig, "quantising", c)
     return found
 
 

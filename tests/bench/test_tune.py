@@ -120,6 +120,6 @@ def test_the_script_runs(tmp_path):
     assert "norm: RowConfig.forward" in done.stdout and "portable form" in done.stdout
     read = json.loads(out.read_text("utf-8"))
     assert [r["row"] for r in read["results"]] == [
-        "rms_norm", "layer_norm_modulate", "modulate_quantize", "rms_norm_rope",
+        "rms_norm", "layer_norm_modulate", "rms_norm_rope",
     ]  # fmt: skip
     assert "tune_ops.py" in read["machine"]["command"]

@@ -210,6 +210,24 @@ def test_recorded_rows_add_up_and_follow_their_weights(tmp_path):
     )
 
 
+def test_another_network_takes_its_own_rows_away_and_no_others(tmp_path):
+    pairs = [
+        {"later": later, "earlier": "rcm-4", "split": "all"} for later in ("turbo-4", "student-4")
+    ]
+    names = ("teacher", "rcm-4", "turbo-4", "student-4")
+    before = {part: {"hash": "1"} for part in ("vae", "dit", "t2v_rcm", "t2v_turbo")}
+    first = {**result([row(n) for n in names], differences=pairs), "weights": before}
+    record(MICRO, tmp_path, first)
+    after = {**before, "t2v_turbo": {"hash": "2"}}
+    again = {**result([row("rcm-4", accuracy=0.9)]), "weights": after}
+    stored = json.loads(record(MICRO, tmp_path, again).read_text())["quality"]
+    assert [(r["row"], r["colour"]) for r in stored["rows"]] == [
+        ("teacher", 0.5), ("rcm-4", 0.9), ("student-4", 0.5),
+    ]  # fmt: skip
+    assert [d["later"] for d in stored["differences"]] == ["student-4"]
+    assert stored["weights"] == after
+
+
 def test_recorded_rows_as_a_whole_and_differences_add_up_too(tmp_path):
     pair = {"later": "rcm-4", "earlier": "teacher", "split": "seen", "difference": 0.1}
     one = {"row": "rcm-4", "network_calls": 4, "frechet": 0.5}

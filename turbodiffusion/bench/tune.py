@@ -99,7 +99,7 @@ class Result:
 def tunables() -> list[Tunable]:
     """Every operator whose config offers candidates."""
     fused = tuple(("int8_fused", layer) for layer in ("qkv", "o", "ffn1", "ffn2"))
-    norms = ("rms_norm", "layer_norm_modulate", "modulate_quantize", "rms_norm_rope")
+    norms = ("rms_norm", "layer_norm_modulate", "rms_norm_rope")
     return [
         Tunable("sagesla", sage_config.CoreConfig, "pick", (("sagesla", ""), ("sage", "")),
                 lambda c, s: sage_config.CoreConfig.candidates(c)),
@@ -111,6 +111,9 @@ def tunables() -> list[Tunable]:
                 (("sla", ""), ("cross_attention", "")),
                 lambda c, s: attention_config.candidates(c, s.head_dim)),
         Tunable("norm", norm_config.RowConfig, "forward", tuple((name, "") for name in norms),
+                lambda c, s: norm_config.candidates(10 * c[0] + c[1], s.dim)),
+        Tunable("quantising norm", norm_config.RowConfig, "quantising",
+                (("modulate_quantize", ""),),
                 lambda c, s: norm_config.candidates(10 * c[0] + c[1], s.dim)),
     ]  # fmt: skip
 
@@ -221,7 +224,7 @@ def _checked(
     """The error of every entrant at a small shape; the first one is the measure for the others."""
     small = s.reduce(SMALL_GRID, SMALL_HEADS)
     # Norm kernels are cut to the width of a row, so that a smaller one would be another kernel.
-    small = small if tunable.name != "norm" else s.reduce(SMALL_GRID, s.heads)
+    small = small if "norm" not in tunable.name else s.reduce(SMALL_GRID, s.heads)
     contest = case(row, small, setting.geometry).make(setting)
     found: list[Tried] = []
     for name, candidate in entrants.items():

@@ -87,8 +87,9 @@ class TeacherRecipe(Stage):
 class SizeRecipe:
     """The recipe of one embedded size, and the name of its card.
 
-    ``student`` is the network that ships: ``rcm`` attends densely, ``turbo`` sparsely. The sparse
-    one is chosen when it holds the gates of ``mini judge``, which so far it does not.
+    ``student`` is the network that ships, and ``image_student`` that for image to video: ``rcm``
+    attends densely, ``turbo`` sparsely. The sparse one is chosen when it holds the gates of ``mini
+    judge``.
     """
 
     card_name: str
@@ -96,6 +97,7 @@ class SizeRecipe:
     decoder: VAERecipe
     teacher: TeacherRecipe
     student: Literal["rcm", "turbo"] = "rcm"
+    image_student: Literal["rcm", "turbo"] = "rcm"
 
     @property
     def card(self) -> ModelCard:
@@ -133,6 +135,7 @@ RECIPES: dict[str, SizeRecipe] = {
             seed=22, two_objects=0.5, pool=16384, first_pool=4096, refresh=0.5, matrix_lr=5e-3,
             opening=Opening(share=0.35, frames=9, batch=192), decay=0.3,
         ),
+        student="turbo",
     ),
 }  # fmt: skip
 

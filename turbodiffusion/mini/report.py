@@ -11,10 +11,13 @@ from turbodiffusion.mini.export import read_report, size_name, update_report
 from turbodiffusion.mini.metrics.latents import LatentSet
 from turbodiffusion.mini.metrics.shares import Paired
 from turbodiffusion.mini.recipe import SizeRecipe
-from turbodiffusion.mini.rows import PAIRS, ROWS, TOLERANCE, Pair
+from turbodiffusion.mini.rows import PAIRS, ROWS, TEACHER, TOLERANCE, Pair
 from turbodiffusion.mini.runtime import machine
 from turbodiffusion.mini.tally import RowTally
 from turbodiffusion.pipeline.identity import WeightIdentity
+
+SHARED = ("vae", "text_encoder", "tokenizer")
+"""Parts that every row uses, so that none of them outlives a change of one."""
 
 
 def as_json(evaluation: Evaluation, real: LatentSet | None, **settings: Any) -> dict[str, Any]:
@@ -72,26 +75,29 @@ def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
     """Store a measured table in the report file of ``folder``.
 
     Each row carries the machine it was measured on. Rows of earlier calls stay unless they are
-    measured again or a part that both calls used has other weights now. What single videos were
-    judged is not stored.
+    measured again, or their network or a part that all rows share has other weights now. What
+    single videos were judged is not stored.
     """
     old = read_report(size, folder).get("quality", {})
     before, now = old.get("weights", {}), result["weights"]
-    if all(before[part] == now[part] for part in before.keys() & now.keys()):
-        now = {**before, **now}
-    else:
-        old = {}
+    changed = {part for part in before.keys() & now.keys() if before[part] != now[part]}
+    used = {row.shown: {*SHARED, "dit" if row.part == TEACHER else row.part} for row in ROWS}
+
+    def stays(row: dict[str, Any]) -> bool:
+        names = [row[key] for key in ("row", "later", "earlier") if key in row]
+        return not any(used.get(name, set(SHARED)) & changed for name in names)
+
     keys = {
         "rows": ("row", "split", "objects", "network_calls"),
         "whole": ("row", "network_calls"),
         "differences": ("later", "earlier", "split"),
     }
-    quality: dict[str, Any] = {"model": result["model"], "weights": now}
+    quality: dict[str, Any] = {"model": result["model"], "weights": {**before, **now}}
     for part, names in keys.items():
         rows = {
             tuple(row[name] for name in names): row
             for row in [
-                *old.get(part, ()),
+                *filter(stays, old.get(part, ())),
                 *({**row, "machine": result["machine"]} for row in result.get(part, ())),
             ]
         }

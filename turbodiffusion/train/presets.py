@@ -158,7 +158,7 @@ def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
         "sla": sla,
         "sla-flow": replace(sla, loss=FlowLoss(UniformShift(2.0), drop=0.0, topk=topk)),
         "align": replace(
-            sla, loss=AlignmentLoss(SHIFT_5, topk=topk), optim=OptimSettings(lr=3e-4), steps=2000
+            sla, loss=AlignmentLoss(SHIFT_5, topk=topk), optim=OptimSettings(lr=3e-4), steps=1200
         ),
         "match": replace(distill, loss=_matched(2.0, topk)),
         "rcm": replace(

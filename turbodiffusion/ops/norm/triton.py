@@ -103,7 +103,8 @@ def launch(
     x, x_stride = evenly_spaced(x)
     weight, weight_stride = _vector(weight)
     bias, bias_stride = _vector(bias)
-    c = config or RowConfig.forward(width, x.element_size())
+    pick = RowConfig.forward if scale is None else RowConfig.quantising
+    c = config or pick(width, x.element_size())
     norm_fwd_kernel[(triton.cdiv(length, c.rows), batch)](
         x, weight, bias, out, scale,
         length, x_stride, weight_stride, bias_stride, eps,
