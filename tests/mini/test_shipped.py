@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -68,6 +69,13 @@ def test_held_out_prompts_are_followed(pipe):
     assert found["colour"] >= 0.9
     assert found["motion"] >= 0.8
     assert found["shape"] >= 0.6, "chance is 0.17"
+
+
+@pytest.mark.parametrize("size", ["mini", "micro"])
+def test_the_student_in_the_table_is_the_one_that_ships(size):
+    path = PACKAGED / f"{size}_t2v_student_int8.safetensors"
+    recorded = read_report(recipe(size), PACKAGED)["quality"]["weights"]["t2v_student_int8"]
+    assert recorded["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("size", ["mini", "micro"])

@@ -141,6 +141,15 @@ def test_the_sparse_student_goes_on_from_the_stage_before(trained, before, after
     assert 0 < max(moved) < 0.05, "a few steps away"
 
 
+def test_the_sparse_student_learns_from_the_teacher_beside_the_dense_student(trained):
+    config = json.loads((trained[0] / "turbo" / "config.json").read_text("utf-8"))
+    names = {role: config[role].rpartition("_t2v_")[2] for role in ("init", "teacher", "leader")}
+    assert names == {
+        "init": "followed.safetensors", "teacher": "teacher.safetensors",
+        "leader": "rcm.safetensors",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("part", ["turbo_int8", "student_int8", "rcm"])
 def test_students_make_videos_in_few_steps(trained, part):
     folder = trained[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -252,3 +254,17 @@ def test_candidates_compute_the_same(config, triton_form, device):
     out = torch.empty_like(x)
     triton.launch(x, *vectors, EPS, triton.MODULATED, out, None, config)
     assert error(out, expected("modulated", x, vectors)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("width", "forward", "quantising"), [(128, 4, 4), (1536, 1, 2), (5120, 4, 4)]
+)
+def test_quantised_rows_take_no_fewer_warps(width, forward, quantising):
+    """Rows of 1.3B are shared by two, those of 14B by four as before, whatever their dtype."""
+    assert RowConfig.forward(width, 2).num_warps == forward
+    assert RowConfig.quantising(width, 2).num_warps == quantising
+    for itemsize in (2, 4):
+        plain, quantised = (
+            getattr(RowConfig, name)(width, itemsize) for name in ("forward", "quantising")
+        )
+        assert quantised == replace(plain, num_warps=max(plain.num_warps, quantising))

@@ -14,7 +14,7 @@ from turbodiffusion.ops.attention.merge import merge
 from turbodiffusion.ops.attention.naive import attention as exact_attention
 from turbodiffusion.ops.sage import sage_attention, sage_sparse_linear_attention
 from turbodiffusion.ops.sage.config import default_product, geometry
-from turbodiffusion.ops.sage.naive import quantise, quantise_values
+from turbodiffusion.ops.sage.naive import E4M3_OFFSET, quantise, quantise_values
 from turbodiffusion.ops.sla import select_blocks
 from turbodiffusion.ops.sla.naive import sparse_linear_attention as exact_sla
 
@@ -222,3 +222,16 @@ def test_blocks_of_the_released_kernels():
         assert geometry(found, 128, 64) == (128, 64)
     assert geometry((9, 0), 128, 64) == (64, 128)
     assert geometry((9, 0), 16, 16) == (16, 16)
+
+
+@pytest.mark.parametrize("backend", ["naive", "portable"])
+def test_the_last_block_is_first_to_set_the_range_of_e4m3(backend):
+    """By hand: 64 keys whose score lies 1.3 powers of two below that of a last one. In another
+    order they would set the range themselves, and be exact."""
+    a = 1.3 / (math.sqrt(D) * math.log2(math.e))
+    q, k, v = torch.ones(1, 1, 1, D), torch.ones(1, 65, 1, D), torch.ones(1, 65, 1, D)
+    k[:, :64], v[:, 64] = 1 - a, 0.0
+    out, _ = form("sage", backend).sage_attention(q, k, v, False, "fp8")
+    p = 2 ** (E4M3_OFFSET - 1.3)  # 181.9, where e4m3 has 176 and 192
+    expected = 64 * 176 / (64 * p + 2**E4M3_OFFSET)
+    torch.testing.assert_close(out, torch.full_like(out, expected), rtol=2e-4, atol=0)

@@ -29,6 +29,9 @@ def settings(stage: str, out: Path, **changes: Any) -> TrainConfig:
         config = change(config, {"loss": SPARSE})
     if stage == "rcm":  # the second iteration is the critic's, the third both losses'
         config = change(config, {"loss": {"every": 2, "consistency": {"warmup": 1}}})
+    if stage == "match":
+        same = {"teacher": TINY["init"], "leader": TINY["init"]}
+        config = change(config, {**same, "loss": {"every": 2}})
     return change(config, changes)
 
 

@@ -13,7 +13,14 @@ from turbodiffusion.cli.train import settings
 from turbodiffusion.errors import UsageError
 from turbodiffusion.train.config import assignments, change, read_file
 from turbodiffusion.train.consistency import Discrete
-from turbodiffusion.train.stages import STAGES, derived, roles, settings_of, start_of
+from turbodiffusion.train.stages import (
+    STAGES,
+    derived,
+    require_starts,
+    roles,
+    settings_of,
+    start_of,
+)
 from turbodiffusion.train.times import UniformShift
 
 
@@ -135,6 +142,14 @@ def test_each_network_starts_where_it_should():
     config = replace(settings_of("match", "mini"), init="a", teacher="b", leader="c")
     starts = {role: start_of(config, role) for role in roles(config)}
     assert starts == {"student": "a", "teacher": "b", "fake_score": "b", "leader": "c"}
-    bare = replace(config, teacher="", leader="")
-    assert {start_of(bare, role) for role in roles(bare)} == {"a"}
+    require_starts(config)
+    for missing in ("teacher", "leader"):
+        with pytest.raises(UsageError, match=f"no {missing} is given"):
+            require_starts(replace(config, **{missing: ""}))
+    fresh = replace(config, init="", teacher="", leader="")
+    require_starts(fresh)
+    assert {start_of(fresh, role) for role in roles(fresh)} == {""}
+    rcm = replace(settings_of("rcm", "mini"), init="a")
+    require_starts(rcm)
+    assert {start_of(rcm, role) for role in roles(rcm)} == {"a"}
     assert not derived(config) and derived(settings_of("rcm", "mini"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from tests.train import tiny
 from turbodiffusion.models.cards import Attention, card
 from turbodiffusion.train.config import change
-from turbodiffusion.train.consistency import Continuous, Discrete
+from turbodiffusion.train.consistency import Continuous, Discrete, Following
 from turbodiffusion.train.distribution import DistributionMatching
 from turbodiffusion.train.presets import AlignmentLoss, DistillLoss, FlowLoss, Loss
 from turbodiffusion.train.stages import settings_of
@@ -29,13 +29,14 @@ LOSSES = {
     **{d: DistillLoss(change(CONTINUOUS, {"derivative": d}), MATCHING) for d in DERIVATIVES},
     "unguided": DistillLoss(change(CONTINUOUS, {"guidance": 1}), None),
     "discrete": DistillLoss(Discrete(skip=3), MATCHING, every=3),
+    "following": DistillLoss(Following(TIMES), MATCHING, every=3, topk=0.1),
     "matching only": DistillLoss(Discrete(scale=0.0), DistributionMatching(TIMES, steps=2)),
 }
 
 
 def counted(loss: Loss) -> list[float]:
     """Calls a step over a whole cycle of phases and lengths of simulations."""
-    networks = tiny.networks()
+    networks = replace(tiny.networks(), leader=tiny.Smooth(4))
     seen: Counter[str] = Counter()
 
     def hook(module, inputs) -> None:
@@ -44,7 +45,7 @@ def counted(loss: Loss) -> list[float]:
         else:
             seen["learning" if torch.is_grad_enabled() else "dense"] += 1
 
-    for network in (networks.student, networks.teacher, networks.fake_score):
+    for network in (networks.student, networks.teacher, networks.fake_score, networks.leader):
         network.register_forward_pre_hook(hook)
     objective = loss.objective(networks)
     # Simulations cycle with each network's own count of updates.

@@ -84,10 +84,17 @@ def gates(result: Values) -> list[Gate]:
         Gate("teacher", "joint held-out, 1 object ≥ 0.80", joint("teacher", "held_out", 1), 0.80),
         *relative("rcm-4", "teacher", 0.05),
         *relative("student-4", "rcm-4", 0.02),
-        Gate("rcm-4", "Fréchet ≤ teacher-4", measured.of("rcm-4", "frechet"),
-             measured.of("teacher-4", "frechet"), least=False),
-        Gate("rcm-4", "diversity ≥ 0.8", measured.of("rcm-4", "diversity"), 0.8),
+        *(
+            gate
+            for row in ("rcm-4", "int8-4")
+            for gate in (
+                Gate(row, "Fréchet ≤ teacher-4", measured.of(row, "frechet"),
+                     measured.of("teacher-4", "frechet"), least=False),
+                Gate(row, "diversity ≥ 0.8", measured.of(row, "diversity"), 0.8),
+            )
+        ),
         *relative("sla-teacher", "teacher", 0.03),
+        *relative("merged-4", "rcm-4", 0.05),
         *relative("turbo-4", "rcm-4", 0.05),
         *relative("int8-4", "turbo-4", 0.02),
         Gate("int8-4", "cosine per step to turbo-4 ≥ 0.99", min(steps) if steps else None, 0.99),

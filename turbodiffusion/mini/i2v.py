@@ -19,8 +19,8 @@ embedding, so it makes the same videos until it has learned to look. Few steps c
 difference that distillation made in the text-to-video network. Half of it is best: the whole of it
 is too much at high noise, where it replaces the grey backgrounds of images by others, and twice as
 much destroys the video. Sparse attention carries over as the difference between the sparse and the
-dense few-step student, 78 % right where the dense experts have 84; what the teacher's tuning made
-does not (half of them). The patch embedding, which has another shape in the text
+dense few-step student, with a small loss; what the teacher's tuning made does not (docs/log.md has
+the numbers). The patch embedding, which has another shape in the text
 network, and the text encoder, which is frozen, stay. Captions tell a motion only: everything else
 is in the image. Clips show one object.
 """

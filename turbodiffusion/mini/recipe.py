@@ -88,8 +88,8 @@ class SizeRecipe:
     """The recipe of one embedded size, and the name of its card.
 
     ``student`` is the network that ships, and ``image_student`` that for image to video: ``rcm``
-    attends densely, ``turbo`` sparsely. The sparse one is chosen when it holds the gates of ``mini
-    judge``.
+    attends densely, ``turbo`` sparsely. The sparse one is chosen when its rows hold their
+    gates in ``mini judge``.
     """
 
     card_name: str

@@ -81,11 +81,11 @@ def record(size: SizeRecipe, folder: Path, result: dict[str, Any]) -> Path:
     old = read_report(size, folder).get("quality", {})
     before, now = old.get("weights", {}), result["weights"]
     changed = {part for part in before.keys() & now.keys() if before[part] != now[part]}
-    used = {row.shown: {*SHARED, "dit" if row.part == TEACHER else row.part} for row in ROWS}
+    parts = {row.shown: "dit" if row.part == TEACHER else row.part for row in ROWS}
 
     def stays(row: dict[str, Any]) -> bool:
-        names = [row[key] for key in ("row", "later", "earlier") if key in row]
-        return not any(used.get(name, set(SHARED)) & changed for name in names)
+        names = [row[key] for key in ("row", "reference", "later", "earlier") if row.get(key)]
+        return not changed & {*SHARED, *(parts.get(name, "") for name in names)}
 
     keys = {
         "rows": ("row", "split", "objects", "network_calls"),

@@ -46,7 +46,6 @@ from turbodiffusion.weights.stream import Converted, open_network
 
 TRAINED = {"sla": "sla", "rcm": "rcm", "follow": "align", "turbo": "match"}
 """Stage → what it is called in :mod:`turbodiffusion.train`."""
-STAGES = ("sla", "rcm", "merge", "follow", "turbo", "student")
 SEEDS = {"sla": 31, "rcm": 41, "follow": 61, "turbo": 71}
 WRITES = {"follow": "t2v_followed"}
 """Stage → what it writes, where that is not called after it."""

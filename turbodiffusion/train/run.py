@@ -25,7 +25,7 @@ from turbodiffusion.train.metrics import JsonLines, TensorBoard, WeightsAndBiase
 from turbodiffusion.train.progress import Progress
 from turbodiffusion.train.samples import Sampler, open_vae, video_suffix
 from turbodiffusion.train.sources import Source, latent_shape, open_source
-from turbodiffusion.train.stages import derived, empty_network, roles, start_of
+from turbodiffusion.train.stages import derived, empty_network, require_starts, roles, start_of
 from turbodiffusion.train.stopping import Stopping
 from turbodiffusion.train.trainer import NETS, Trainer
 from turbodiffusion.train.work import peak, step_operations
@@ -94,6 +94,7 @@ def open_trainer(
     """
     one = card(config.card)
     config.passes(ranks.data_world)  # refuses an impossible batch before anything is built
+    require_starts(config)
     networks = build_networks(config, one, ranks)
     progress = Progress(
         config.steps, config.batch,

@@ -7,6 +7,7 @@ run; the rows, from the top, are stored in the file as its settings:
 stage       rows
 ==========  ======================================================================================
 ``rcm``     the student in 1, 2 and 4 calls by the few-step sampler; the teacher, guided
+``match``   the same, the student being sparse
 ``align``   the sparse student and its dense one, both in 4 calls
 ``sla``     the sparse student, then its dense teacher, both guided
 others      the network, guided

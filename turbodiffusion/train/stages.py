@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from turbodiffusion.errors import UsageError
 from turbodiffusion.models.cards import Attention, ModelCard
 from turbodiffusion.models.cards import card as card_named
 from turbodiffusion.models.dit import WanDiT
@@ -69,6 +70,23 @@ def start_of(config: TrainConfig, role: Role) -> str:
     """
     given = {"student": "", "teacher": config.teacher, "fake_score": config.teacher}
     return given.get(role, config.leader) or config.init
+
+
+def require_starts(config: TrainConfig) -> None:
+    """Refuse a student that would be its own teacher or leader.
+
+    Raises:
+        UsageError: it starts from weights and has a leader, and one of the other two is not given.
+    """
+    missing = [name for name in ("teacher", "leader") if not getattr(config, name)]
+    if config.init and missing and "leader" in roles(config):
+        raise UsageError(
+            "train-leader",
+            f"The student starts from {config.init!r}, and no {' and no '.join(missing)} is given: "
+            "it would learn from itself.",
+            "Add --set teacher=FILE, the network of many steps, and --set leader=FILE, the dense "
+            "network of few.",
+        )
 
 
 def derived(config: TrainConfig) -> bool:

@@ -2,8 +2,8 @@
 
 A multiply-add counts as two operations. Only matrix products are counted, the attention's among
 them; the backward pass costs twice the forward one. Calls of the teacher and of simulations are
-work that a step needs, and count. Recomputed activations are not, so checkpointing lowers the
-utilisation, as it should.
+work that a step needs, and count, all those without gradient as dense. Recomputed activations are
+not, so checkpointing lowers the utilisation, as it should.
 """
 
 from __future__ import annotations

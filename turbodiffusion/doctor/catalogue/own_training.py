@@ -6,7 +6,8 @@ from turbodiffusion.doctor.catalogue.entry import own, run
 
 ENTRIES = (
     own("ops-sla-tangent", "Sparse attention has no derivative along a direction.",
-        "Distil a network with dense attention and merge the sparse one's delta afterwards."),
+        "Distil a network with dense attention and merge the sparse one's delta afterwards, or "
+        "distil the sparse one with `train match`, which needs no derivative."),
     own("ops-tangent-shape", "The derivative of attention got tensors that do not fit together.",
         "Give k and v alike, and tangents of the shapes of their values."),
     own("parallel-activations", "There is no such way to recompute activations.",
@@ -39,8 +40,11 @@ ENTRIES = (
         run("Add it to the shards.",
             "turbodiffusion train synthesize --negative-only --model TEACHER --out DATA"),
         "Or set guidance to 1 and drop to 0."),
+    own("train-leader", "A student would be its own teacher or leader.",
+        "Give --set teacher=FILE, the network of many steps, and --set leader=FILE, the dense one "
+        "of few."),
     own("train-network", "A stage lacks the weights of one of its networks.",
-        "Give the weights of the teacher."),
+        "Give the weights that the message names."),
     own("train-package", "An optional package of the training metrics is missing.",
         "Install it, or train without it as the message says."),
     own("train-preset", "There is no such preset.", "Use one that the message lists."),

@@ -52,7 +52,7 @@ class RowConfig:
         c = cls.forward(width, itemsize)
         if c.rows > 1:
             return c
-        return replace(c, num_warps=max(c.num_warps, min(8, _warps(width * itemsize, 2560))))
+        return replace(c, num_warps=max(c.num_warps, min(4, _warps(width, 1280))))
 
     @classmethod
     def backward(cls, width: int, itemsize: int) -> RowConfig:

@@ -83,7 +83,7 @@ class CoreConfig:
         if capability == (9, 0):
             found = [cls(4, stages, parts=2) for stages in (3, 2, most)] + found
             found += [cls(8, 3, 128), cls(8, 3, two_level=True)]
-        return found
+        return list(dict.fromkeys(found))
 
     def options(self) -> dict[str, Any]:
         """Launch options that only exist when they limit something."""

@@ -63,7 +63,8 @@ def sparse_linear_attention(
         raise UsageError(
             "ops-sla-tangent",
             "Sparse attention was asked for its derivative along a direction, and has none.",
-            "Distil a network with dense attention and merge the sparse one's delta afterwards.",
+            "Distil a network with dense attention and merge the sparse one's delta afterwards, or "
+            "use the stage match, which needs no derivative.",
         )
     check_inputs("SLA", q_BLND, k_BLND, v_BLND, feature_map)
     if blocks is None:
