@@ -53,7 +53,8 @@ def folder(tmp_path_factory):
           ("teacher", "rcm", "sla", "turbo", "turbo_int8")}  # fmt: skip
     one = {name: open_network(at[name]) for name in ("rcm", "sla", "teacher")}
     save(Merged(one["rcm"], one["sla"], one["teacher"]), at["turbo"])
-    shutil.copy(at["turbo"], export.file(SIZE, place, "t2v_merged"))
+    for part in ("merged", "followed"):
+        shutil.copy(at["turbo"], export.file(SIZE, place, f"t2v_{part}"))
     save(Quantized(open_network(at["turbo"])), at["turbo_int8"])
     student = export.file(SIZE, place, "t2v_student_int8")
     save(Quantized(open_network(at["rcm"])), student, {"card": "nano"})
