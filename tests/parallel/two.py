@@ -26,6 +26,7 @@ from turbodiffusion.train.losses import Networks
 from turbodiffusion.train.run import open_trainer
 from turbodiffusion.train.sources import Noise, mixed_seed
 from turbodiffusion.train.stages import build_network, roles
+from turbodiffusion.train.trainer import NETS
 
 CPU = torch.device("cpu")
 ITERATIONS = {
@@ -59,9 +60,7 @@ def plain(config: TrainConfig, iteration: int) -> tuple[float, Tensors, Tensors]
     one = card(config.card)
     made: dict[str, nn.Module] = {}
     for role in roles(config):
-        made[role] = build_network(config, one, role).requires_grad_(
-            role in ("student", "fake_score")
-        )
+        made[role] = build_network(config, one, role).requires_grad_(role in NETS)
     networks = Networks(**made)
     phase = config.loss.objective(networks).phase(iteration)
     slots = config.batch // config.micro_batch

@@ -224,7 +224,8 @@ def _checked(
     """The error of every entrant at a small shape; the first one is the measure for the others."""
     small = s.reduce(SMALL_GRID, SMALL_HEADS)
     # Norm kernels are cut to the width of a row, so that a smaller one would be another kernel.
-    small = small if "norm" not in tunable.name else s.reduce(SMALL_GRID, s.heads)
+    if tunable.owner is norm_config.RowConfig:
+        small = s.reduce(SMALL_GRID, s.heads)
     contest = case(row, small, setting.geometry).make(setting)
     found: list[Tried] = []
     for name, candidate in entrants.items():

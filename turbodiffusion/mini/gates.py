@@ -75,6 +75,14 @@ def gates(result: Values) -> list[Gate]:
             found.append(Gate(row, what, joint(row, split), bound))
         return found
 
+    def spread(row: str) -> list[Gate]:
+        undistilled = measured.of("teacher-4", "frechet")
+        frechet, diversity = (measured.of(row, name) for name in ("frechet", "diversity"))
+        return [
+            Gate(row, "Fréchet ≤ teacher-4", frechet, undistilled, least=False),
+            Gate(row, "diversity ≥ 0.8", diversity, 0.8),
+        ]
+
     steps = measured.of("int8-4", "step_cosine")
     return [
         *(Gate(_VAE, f"joint {_name(s)} ≥ 0.97", joint(_VAE, s), 0.97) for s in SPLITS),
@@ -84,15 +92,8 @@ def gates(result: Values) -> list[Gate]:
         Gate("teacher", "joint held-out, 1 object ≥ 0.80", joint("teacher", "held_out", 1), 0.80),
         *relative("rcm-4", "teacher", 0.05),
         *relative("student-4", "rcm-4", 0.07),  # as sparsity and int8 together
-        *(
-            gate
-            for row in ("rcm-4", "int8-4")
-            for gate in (
-                Gate(row, "Fréchet ≤ teacher-4", measured.of(row, "frechet"),
-                     measured.of("teacher-4", "frechet"), least=False),
-                Gate(row, "diversity ≥ 0.8", measured.of(row, "diversity"), 0.8),
-            )
-        ),
+        *spread("rcm-4"),
+        *spread("int8-4"),
         *relative("sla-teacher", "teacher", 0.03),
         *relative("merged-4", "rcm-4", 0.05),
         *relative("turbo-4", "rcm-4", 0.05),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.train import tangents
-from turbodiffusion.train.losses import Batch, LossParts, Networks, call, noisy, randn
+from turbodiffusion.train.losses import Batch, LossParts, Networks, beside, randn
 from turbodiffusion.train.times import (
     Distribution,
     broadcast,
@@ -169,12 +169,8 @@ class Following:
         self, networks: Networks, batch: Batch, generator: torch.Generator, iteration: int
     ) -> LossParts:
         """Sum over elements and samples."""
-        x0 = batch.latents_BCTHW
-        tau = self.times.draw(x0.shape[0], generator)
-        x = noisy(x0, randn(x0, generator), tau)
-        with torch.no_grad():
-            target = call(networks.need("leader"), x, tau, batch.context_BSD, batch)
-        v = call(networks.student, x, tau, batch.context_BSD, batch)
+        leader = networks.need("leader")
+        v, target = beside(networks.student, leader, self.times, batch, generator)
         ok = whole_samples(v, target)
         error = zero_where(~ok, v) - zero_where(~ok, target)
         loss = self.scale * error.square().sum()

@@ -170,6 +170,18 @@ def noisy(x0_BCTHW: Tensor, noise_BCTHW: Tensor, time_B1: Tensor) -> Tensor:
     return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
 
 
+def beside(
+    student: nn.Module, other: nn.Module, times: Times, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Velocities of the student and, without graph, of another network for one noisy batch."""
+    x0 = batch.latents_BCTHW
+    tau = times.draw(x0.shape[0], generator)
+    x = noisy(x0, randn(x0, generator), tau)
+    with torch.no_grad():
+        target = call(other, x, tau, batch.context_BSD, batch)
+    return call(student, x, tau, batch.context_BSD, batch), target
+
+
 class FlowMatching:
     """Ordinary training: the velocity ε − x0 is the target; captions are dropped at times.
 
@@ -214,12 +226,8 @@ class SparseAlignment:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
         """``scale`` · mean squared difference; logs its share of the target's energy as well."""
-        x0 = batch.latents_BCTHW
-        tau = self.times.draw(x0.shape[0], generator)
-        x = noisy(x0, randn(x0, generator), tau)
-        with torch.no_grad():
-            target = call(self.networks.need("teacher"), x, tau, batch.context_BSD, batch)
-        v = call(self.networks.student, x, tau, batch.context_BSD, batch)
+        teacher = self.networks.need("teacher")
+        v, target = beside(self.networks.student, teacher, self.times, batch, generator)
         loss = self.scale * (v - target).square().mean()
         share = loss.detach() / target.square().mean()
         return LossParts(loss, {"sla": loss.detach(), "sla_share": share})
