@@ -70,10 +70,36 @@ def test_alignment_by_hand():
     assert all(p.grad is None for p in nets.teacher.parameters())
 
 
-def test_alignment_ends_at_the_teacher():
+def test_guided_alignment_by_hand():
+    """Of both answers and of their guided sum; the share that is logged is the sum's."""
+    nets, given = networks(), batch(2)
+    tau, noise = draws(TIMES, given.latents_BCTHW, 2)
+    x = noisy(given.latents_BCTHW, noise, tau)
+    errors = []
+    for context in (given.context_BSD, given.negative()):
+        student, teacher = (n(x, 1000 * tau, context, None) for n in (nets.student, nets.teacher))
+        errors.append((student - teacher, teacher))
+    (c, want_c), (u, want_u) = errors
+    guided, target = u + 2.5 * (c - u), want_u + 2.5 * (want_c - want_u)
+    parts = SparseAlignment(nets, TIMES, 3.0, guidance=2.5).loss(given, generator(2))
+    expected = sum(e.square().mean() for e in (c, u, guided))
+    torch.testing.assert_close(parts.loss, expected)
+    share = guided.square().mean() / target.square().mean()
+    torch.testing.assert_close(parts.metrics["sla_share"], share.detach())
+
+
+def test_guided_alignment_needs_a_negative_prompt():
+    given = replace(batch(2), negative_BSD=None)
+    with pytest.raises(UsageError, match="negative"):
+        SparseAlignment(networks(), TIMES, guidance=2.0).loss(given, generator())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_alignment_ends_at_the_teacher(guidance):
     nets = networks()
     same = Networks(nets.teacher, nets.teacher)
-    assert SparseAlignment(same, LogNormal(1.5, 1.6)).loss(batch(2), generator()).loss == 0
+    loss = SparseAlignment(same, LogNormal(1.5, 1.6), guidance=guidance)
+    assert loss.loss(batch(2), generator()).loss == 0
 
 
 def test_every_iteration_is_the_students():

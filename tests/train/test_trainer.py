@@ -48,7 +48,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     once = open_trainer(config, alone, quiet=True)
     once.run()
     halves = replace(config, out=str(tmp_path / "halves"))
-    open_trainer(replace(halves, steps=3), alone, quiet=True).run()
+    first = open_trainer(halves, alone, quiet=True)
+    first.run(stop=lambda: first.iteration == 3)
     again = open_trainer(halves, alone, quiet=True)
     assert again.iteration == 3
     again.run()

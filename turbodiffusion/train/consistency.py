@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.train import tangents
-from turbodiffusion.train.losses import Batch, LossParts, Networks, beside, randn
+from turbodiffusion.train.losses import Batch, LossParts, Networks, call, noised, randn
 from turbodiffusion.train.times import (
     Distribution,
     broadcast,
@@ -170,7 +170,10 @@ class Following:
     ) -> LossParts:
         """Sum over elements and samples."""
         leader = networks.need("leader")
-        v, target = beside(networks.student, leader, self.times, batch, generator)
+        x, tau = noised(self.times, batch, generator)
+        with torch.no_grad():
+            target = call(leader, x, tau, batch.context_BSD, batch)
+        v = call(networks.student, x, tau, batch.context_BSD, batch)
         ok = whole_samples(v, target)
         error = zero_where(~ok, v) - zero_where(~ok, target)
         loss = self.scale * error.square().sum()

@@ -170,16 +170,11 @@ def noisy(x0_BCTHW: Tensor, noise_BCTHW: Tensor, time_B1: Tensor) -> Tensor:
     return (1 - tau) * x0_BCTHW + tau * noise_BCTHW
 
 
-def beside(
-    student: nn.Module, other: nn.Module, times: Times, batch: Batch, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Velocities of the student and, without graph, of another network for one noisy batch."""
+def noised(times: Times, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The latents of a batch with noise, float64, and the flow times τ (B, 1) that were drawn."""
     x0 = batch.latents_BCTHW
     tau = times.draw(x0.shape[0], generator)
-    x = noisy(x0, randn(x0, generator), tau)
-    with torch.no_grad():
-        target = call(other, x, tau, batch.context_BSD, batch)
-    return call(student, x, tau, batch.context_BSD, batch), target
+    return noisy(x0, randn(x0, generator), tau), tau
 
 
 class FlowMatching:
@@ -215,19 +210,41 @@ class FlowMatching:
 class SparseAlignment:
     """White-box tuning of sparse attention: the student's velocity follows the dense teacher's.
 
-    Both see the same noisy latents and the caption, without guidance and without dropping.
+    Both see the same noisy latents. As published, with the caption only (``guidance`` 1). A network
+    that will be sampled with guidance ``s`` is run on the negative prompt as well, and what counts
+    is ``u + s·(c − u)``: the difference of the two answers is small next to either of them, so
+    following each of them closely still leaves most of it wrong.
     """
 
-    def __init__(self, networks: Networks, times: Times, scale: float = 1.0) -> None:
+    def __init__(
+        self, networks: Networks, times: Times, scale: float = 1.0, guidance: float = 1.0
+    ) -> None:
         self.networks, self.times, self.scale = networks, times, scale
+        self.guidance = guidance
 
     def phase(self, iteration: int) -> Phase:
         return Phase("sla", "student", (self.loss,), iteration, iteration)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossParts:
-        """``scale`` · mean squared difference; logs its share of the target's energy as well."""
+        """``scale`` · mean squared difference, with guidance the mean over the two answers and
+        their guided sum; logs the last one's share of the target's energy as well."""
         teacher = self.networks.need("teacher")
-        v, target = beside(self.networks.student, teacher, self.times, batch, generator)
-        loss = self.scale * (v - target).square().mean()
-        share = loss.detach() / target.square().mean()
+        x, tau = noised(self.times, batch, generator)
+        with torch.no_grad():
+            targets = self._answers(teacher, x, tau, batch)
+        answers = self._answers(self.networks.student, x, tau, batch)
+        pairs = zip(answers, targets, strict=True)
+        errors = torch.stack([(v - target).square().mean() for v, target in pairs])
+        loss = self.scale * errors.mean()
+        share = errors[-1].detach() / targets[-1].square().mean()
         return LossParts(loss, {"sla": loss.detach(), "sla_share": share})
+
+    def _answers(
+        self, network: nn.Module, x_BCTHW: Tensor, time_B1: Tensor, batch: Batch
+    ) -> list[Tensor]:
+        """Velocities for the caption or, with guidance, for neither, for it and their sum."""
+        c = call(network, x_BCTHW, time_B1, batch.context_BSD, batch)
+        if self.guidance == 1:
+            return [c]
+        u = call(network, x_BCTHW, time_B1, batch.negative(), batch)
+        return [u, c, u + self.guidance * (c - u)]

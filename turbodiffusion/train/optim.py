@@ -25,14 +25,16 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """One network's optimiser. ``warmup`` steps lead linearly from lr/10⁶ to ``lr``, which then
-    stays; gradients above the norm ``clip`` are scaled down to it (0: never)."""
+    """One network's optimiser. ``warmup`` steps lead linearly from lr/10⁶ to ``lr``, which stays
+    until it falls linearly to 0 over the last ``decay`` of the run (0: never); gradients above the
+    norm ``clip`` are scaled down to it (0: never)."""
 
     lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     eps: float = 1e-8
     warmup: int = 100
+    decay: float = 0.0
     clip: float = 0.0
 
 
@@ -61,10 +63,13 @@ class Optimizer:
             lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=True,
         )  # fmt: skip
 
-    def lr(self, step: int) -> float:
-        """Rate of the update that follows ``step`` others."""
-        warm = min(1.0, step / self.settings.warmup) if self.settings.warmup else 1.0
-        return self.settings.lr * (1e-6 + (1 - 1e-6) * warm)
+    def lr(self, step: int, progress: float = 0.0) -> float:
+        """Rate of the update that follows ``step`` others; ``progress`` is the part of the run that
+        is over, from 0 to 1."""
+        warmup, decay = self.settings.warmup, self.settings.decay
+        warm = min(1.0, step / warmup) if warmup else 1.0
+        cool = min(1.0, (1.0 - progress) / decay) if decay else 1.0
+        return self.settings.lr * (1e-6 + (1 - 1e-6) * warm) * cool
 
     def step(self, lr: float) -> float:
         """Apply the gradients and drop them; returns their norm. Not finite: nothing changes."""

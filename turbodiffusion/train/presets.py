@@ -42,14 +42,18 @@ class FlowLoss:
 
 @dataclass(frozen=True)
 class AlignmentLoss:
-    """White-box fine-tuning of sparse attention that keeps the ``topk`` share of key blocks."""
+    """White-box fine-tuning of sparse attention that keeps the ``topk`` share of key blocks.
+
+    ``guidance`` is that of the sampler whose answers the student follows; 1: the caption's alone.
+    """
 
     times: Distribution = field(default_factory=lambda: LogNormal(1.5, 1.6))
     scale: float = 1.0
     topk: float = 0.1
+    guidance: float = 1.0
 
     def objective(self, networks: Networks) -> Objective:
-        return SparseAlignment(networks, self.times, self.scale)
+        return SparseAlignment(networks, self.times, self.scale, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
     networks are 300 times smaller and learn for a few thousand steps."""
     topk = card_named(card).attention.topk
     sla = StagePreset(
-        card, AlignmentLoss(LogNormal(0.7, 1.6), topk=topk), OptimSettings(lr=2e-4),
+        card, AlignmentLoss(SHIFT_5, topk=topk, guidance=3.0), OptimSettings(lr=1e-3, decay=0.4),
         batch=32, micro_batch=32, latent_frames=latent_frames, steps=5000,
     )  # fmt: skip
     distill = replace(sla, optim=_adam(1e-4), fake_score=_adam(1e-4), steps=4000)
@@ -156,7 +160,9 @@ def _embedded(card: str, latent_frames: int) -> dict[str, StagePreset]:
             optim=OptimSettings(lr=1e-3, betas=(0.9, 0.99), warmup=200, clip=1.0),
         ),
         "sla": sla,
-        "sla-flow": replace(sla, loss=FlowLoss(UniformShift(2.0), drop=0.0, topk=topk)),
+        "sla-flow": replace(
+            sla, loss=FlowLoss(UniformShift(2.0), drop=0.0, topk=topk), optim=OptimSettings(lr=2e-4)
+        ),
         "align": replace(
             sla, loss=AlignmentLoss(SHIFT_5, topk=topk), optim=OptimSettings(lr=3e-4), steps=1200
         ),

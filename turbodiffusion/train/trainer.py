@@ -75,6 +75,7 @@ class Trainer:
         self.broken = 0
         self.broken_in_row = 0
         self.seconds = 0.0
+        self.rate = 0.0  # of the last step
         self.meter = Meter(ranks)
         self.drawn: dict[str, float] = {}  # of samples, until they are reported
 
@@ -124,7 +125,7 @@ class Trainer:
                 self._sample(self.draw)
                 self.progress.restart()
             if self._due(config.log_every):
-                self._log(phase, norm)
+                self._log(norm)
             due = due or self._due(config.save_every)
             if due and not self.broken_in_row:
                 due = False
@@ -145,7 +146,8 @@ class Trainer:
         self.backward(phase)
         optimizer = self.optimizers[phase.trains]
         start = self.meter.start()
-        norm = optimizer.step(optimizer.lr(phase.step))
+        self.rate = optimizer.lr(phase.step, self.iteration / self.config.steps)
+        norm = optimizer.step(self.rate)
         self.meter.stop("optimizer", start)
         if math.isfinite(norm):
             self.broken_in_row = 0
@@ -198,12 +200,11 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.iteration % every == 0
 
-    def _log(self, phase: Phase, norm: float) -> None:
+    def _log(self, norm: float) -> None:
         """One report of the time since the last one."""
         values = self.meter.report()
-        optimizer = self.optimizers[phase.trains]
         report = {
-            **values, **self.drawn, "grad_norm": norm, "lr": optimizer.lr(phase.step),
+            **values, **self.drawn, "grad_norm": norm, "lr": self.rate,
             "broken": self.broken, "seconds": self.seconds, **self.progress.speed(),
             **skipped(self.source),
         }  # fmt: skip

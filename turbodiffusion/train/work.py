@@ -62,7 +62,7 @@ def _numbers(calls: Calls) -> tuple[float, float, float]:
 def calls_of(loss: Loss) -> Calls:
     """What a stage's mean step calls; of a distillation after its warm-up."""
     if isinstance(loss, AlignmentLoss):
-        return Calls(dense=1, learning=1)
+        return Calls(dense=1, learning=1).times(_guided(loss))
     if not isinstance(loss, DistillLoss):
         return Calls(learning=1)
     student = Calls()
@@ -86,7 +86,7 @@ def _consistency_calls(loss: Continuous | Discrete | Following) -> Calls:
     return derivative + Calls(dense=_guided(loss), learning=1)
 
 
-def _guided(loss: Continuous | Discrete | DistributionMatching) -> int:
+def _guided(loss: AlignmentLoss | Continuous | Discrete | DistributionMatching) -> int:
     return 1 if loss.guidance == 1 else 2
 
 
