@@ -13,7 +13,7 @@ from turbodiffusion.errors import UsageError
 from turbodiffusion.ops.attention.merge import merge
 from turbodiffusion.ops.attention.naive import attention as exact_attention
 from turbodiffusion.ops.sage import sage_attention, sage_sparse_linear_attention
-from turbodiffusion.ops.sage.config import default_product, geometry
+from turbodiffusion.ops.sage.config import default_product
 from turbodiffusion.ops.sage.naive import E4M3_OFFSET, quantise, quantise_values
 from turbodiffusion.ops.sla import select_blocks
 from turbodiffusion.ops.sla.naive import sparse_linear_attention as exact_sla
@@ -214,14 +214,6 @@ def test_a_wanted_gradient_is_an_error():
     assert caught.value.code == "ops-sage-gradient"
     with torch.no_grad():
         sage_attention(q.requires_grad_(), k, v)
-
-
-def test_blocks_of_the_released_kernels():
-    """64 × 128 on Hopper alone, and only for a card that asks for the released cut."""
-    for found in ((8, 0), (8, 6), (8, 9), (10, 0), (12, 0)):
-        assert geometry(found, 128, 64) == (128, 64)
-    assert geometry((9, 0), 128, 64) == (64, 128)
-    assert geometry((9, 0), 16, 16) == (16, 16)
 
 
 @pytest.mark.parametrize("backend", ["naive", "portable"])

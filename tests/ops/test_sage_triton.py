@@ -205,3 +205,14 @@ def test_every_candidate_computes_the_same(block_q, block_k, pv):
         out = torch.full_like(q, float("nan"))
         outs.append(module.attend(queries, keys, out, blocks=blocks, config=config))
         assert error(outs[-1], outs[0]) < TOLERANCE, config
+
+
+@DEVICES
+def test_places_of_keys_are_a_permutation_of_sixteen(triton_form, device):
+    """What is stored at a place is the key that the attention kernel takes it for."""
+    from tests.ops.places import places
+
+    place, key = places(device)
+    assert sorted(place.tolist()) == list(range(32))
+    assert key[place.long()].tolist() == list(range(32))
+    assert place.tolist()[:8] == [0, 1, 8, 9, 2, 3, 10, 11]

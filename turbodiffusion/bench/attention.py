@@ -8,7 +8,6 @@ every attention row is the fastest dense bf16 attention of PyTorch at the same s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from turbodiffusion.bench.shapes import (
 from turbodiffusion.bench.timing import Call
 from turbodiffusion.ops import backend
 from turbodiffusion.ops.attention import attention
-from turbodiffusion.ops.sage import best_blocks, sage_attention, sage_sparse_linear_attention
+from turbodiffusion.ops.sage import sage_attention, sage_sparse_linear_attention
 from turbodiffusion.ops.sla import naive, select_blocks, sparse_linear_attention
 
 DENSE = {
@@ -152,10 +151,6 @@ def _sla(s: Shape, x: Setting) -> Contest:
 
 
 def _sagesla(s: Shape, x: Setting) -> Contest:
-    """In the blocks that the network gives it on this GPU."""
-    g = x.geometry
-    block_q, block_k = best_blocks(x.device, g.block_q, g.block_k)
-    x = replace(x, geometry=replace(g, block_q=block_q, block_k=block_k))
     return _sparse(sage_sparse_linear_attention, "sage", s, x)
 
 

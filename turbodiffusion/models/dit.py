@@ -30,7 +30,7 @@ from turbodiffusion.models.layers import Float32, HeadNorm, Int8Linear, LayerNor
 from turbodiffusion.ops.attention import attention
 from turbodiffusion.ops.norm import layer_norm, layer_norm_modulate
 from turbodiffusion.ops.rope import rope_table
-from turbodiffusion.ops.sage import best_blocks, sage_sparse_linear_attention
+from turbodiffusion.ops.sage import sage_sparse_linear_attention
 from turbodiffusion.ops.sla import sparse_linear_attention
 
 Grid = tuple[int, int, int]
@@ -55,13 +55,10 @@ class SparseLinearAttention(nn.Module):
 
     def forward(self, q_BLND: Tensor, k_BLND: Tensor, v_BLND: Tensor) -> Tensor:
         s = self.settings
-        block_q, block_k = s.block_q, s.block_k
-        if s.kind == "sagesla":
-            block_q, block_k = best_blocks(q_BLND.device, block_q, block_k)
         operator = sage_sparse_linear_attention if s.kind == "sagesla" else sparse_linear_attention
         return operator(
             q_BLND, k_BLND, v_BLND, self.proj_l.weight, self.proj_l.bias,
-            topk=s.topk, block_q=block_q, block_k=block_k, feature_map=s.feature_map,
+            topk=s.topk, block_q=s.block_q, block_k=s.block_k, feature_map=s.feature_map,
         )  # fmt: skip
 
 

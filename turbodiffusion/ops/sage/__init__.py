@@ -18,7 +18,7 @@ from torch import Tensor
 from turbodiffusion.errors import UsageError
 from turbodiffusion.ops import backend
 from turbodiffusion.ops.gpu import capability
-from turbodiffusion.ops.sage.config import PRODUCTS, default_product, geometry
+from turbodiffusion.ops.sage.config import PRODUCTS, default_product
 from turbodiffusion.ops.sla import check_blocks, check_inputs
 
 
@@ -103,11 +103,6 @@ def sage_sparse_linear_attention(
         q_BLND, k_BLND, v_BLND, proj_weight, proj_bias, blocks, topk, block_q, block_k,
         feature_map, _product(pv, q_BLND.device),
     )  # fmt: skip
-
-
-def best_blocks(device: torch.device, block_q: int, block_k: int) -> tuple[int, int]:
-    """Query and key block in which SageSLA of these blocks is fastest on ``device``."""
-    return geometry(capability(device), block_q, block_k)
 
 
 def _product(pv: str, device: torch.device) -> str:

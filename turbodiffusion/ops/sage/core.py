@@ -19,13 +19,14 @@ import triton
 import triton.language as tl
 
 from turbodiffusion.ops.sage.naive import E4M3_OFFSET
+from turbodiffusion.ops.sage.prepare import key_at
 
 OFFSET = tl.constexpr(E4M3_OFFSET)
 
 
 @triton.jit
 def _block(
-    b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, stride_vd, S, some,
+    b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, S, some,
     D: tl.constexpr, BK: tl.constexpr, PV: tl.constexpr, PARTS: tl.constexpr,
     TWO_LEVEL: tl.constexpr, MASKED: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +42,7 @@ def _block(
     b_scale = b_scale * tl.load(p_k_scale + i_k)
     if PV == "fp8":
         # Padded with zeros up to whole blocks, keys side by side.
-        b_v = tl.trans(tl.load(p_v + i_s + (o_d[:, None] * stride_vd + o_k[None, :])))  # [BK, D]
+        b_v = tl.trans(tl.load(p_v + i_s * D + (o_d[:, None] * BK + o_k[None, :])))  # [BK, D]
     else:
         p_v += i_s * stride_vl + (o_k[:, None] * stride_vl + o_d[None, :])
         b_v = tl.load(p_v, mask=(o_k < S - i_s)[:, None], other=0.0) if MASKED else tl.load(p_v)
@@ -51,12 +52,17 @@ def _block(
     for j in tl.static_range(PARTS):
         b_t = tl.dot(b_qs[j], b_k).to(tl.float32)  # [rows, BK], whole numbers
         if MASKED:
-            b_t = tl.where(((o_k < S - i_s) & some)[None, :], b_t, float("-inf"))
+            o_key = key_at(o_k) if PV == "fp8" else o_k
+            b_t = tl.where(((o_key < S - i_s) & some)[None, :], b_t, float("-inf"))
         b_top = tl.maximum(tops[j], tl.max(b_t, 1) * b_scale)
         b_base = tl.where(b_top == float("-inf"), 0.0, b_top) if EMPTY else b_top
         b_shrink = tl.exp2(tops[j] - b_base)
         # 448 uses the whole range of e4m3; it cancels against the sum.
         b_p = tl.exp2(b_t * b_scale - (b_base - (OFFSET if PV == "fp8" else 0.0))[:, None])
+        b_sum = sums[j] * b_shrink + tl.sum(b_p, 1)
+        if PV == "fp8":  # in the order of the keys; each thread has what it needs
+            b_p = b_p.reshape(b_p.shape[0], BK // 16, 2, 4, 2).permute(0, 1, 3, 2, 4)
+            b_p = b_p.reshape(b_p.shape[0], BK)
         b_acc = accs[j] * b_shrink[:, None]
         if TWO_LEVEL:
             b_acc += tl.dot(b_p.to(b_v.dtype), b_v, max_num_imprecise_acc=BK)
@@ -64,14 +70,14 @@ def _block(
             b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc)
         new_accs = new_accs + (b_acc,)
         new_tops = new_tops + (b_top,)
-        new_sums = new_sums + (sums[j] * b_shrink + tl.sum(b_p, 1),)
+        new_sums = new_sums + (b_sum,)
     return new_accs, new_tops, new_sums
 
 
 @triton.jit
 def core_kernel(
     p_q, p_k, p_v, p_q_scale, p_k_scale, p_v_scale, p_blocks, p_counts, p_shift, p_out, p_lse,
-    stride_vb, stride_vl, stride_vn, stride_vd, stride_ob, stride_ol, stride_on,
+    stride_vb, stride_vl, stride_vn, stride_ob, stride_ol, stride_on,
     L, S, N, K, KEPT, scale,
     D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, PV: tl.constexpr, PARTS: tl.constexpr,
     TWO_LEVEL: tl.constexpr, LISTED: tl.constexpr, COUNTED: tl.constexpr, LSE: tl.constexpr,
@@ -79,10 +85,10 @@ def core_kernel(
 ):  # fmt: skip
     """One query block of one head.
 
-    Queries (B, N, Q·BQ, D) and keys (B, N, K·BK, D) hold whole numbers with a scale per block;
-    values are (B, S, N, D) by strides, or for fp8 (B, N, D, K·BK). ``LISTED`` reads ``KEPT``
-    ascending key blocks of the row (``COUNTED``: as many as its count says), else all ``K`` are
-    visited. ``ADD`` adds the output to what is there already.
+    Queries (B, N, Q·BQ, D) and keys (B, N, K·BK, D) hold whole numbers with a scale per block, keys
+    in the order that ``quantise_kernel`` leaves; values are (B, S, N, D) by strides, or for fp8
+    (B, N, K, D, BK). ``LISTED`` reads ``KEPT`` ascending key blocks of the row (``COUNTED``: as
+    many as its count says), else all ``K`` are visited. ``ADD`` adds the output to what is there.
     """
     ROWS: tl.constexpr = BQ // PARTS
     i_q, i_bn = tl.program_id(0), tl.program_id(1)
@@ -117,7 +123,7 @@ def core_kernel(
     if LISTED:
         i_k = tl.load(p_blocks + tl.maximum(count - 1, 0)).to(tl.int32)
     accs, tops, sums = _block(
-        b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, stride_vd, S,
+        b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, S,
         count > 0, D, BK, PV, PARTS, TWO_LEVEL, True, COUNTED,
     )  # fmt: skip
     i_k = tl.zeros([], tl.int32)
@@ -127,7 +133,7 @@ def core_kernel(
         # One ahead, so that its latency hides behind this block.
         i_next = tl.load(p_blocks + i + 1).to(tl.int32) if LISTED else i_k + 1
         accs, tops, sums = _block(
-            b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, stride_vd, S,
+            b_qs, accs, tops, sums, b_scale, p_k, p_v, p_k_scale, i_k, stride_vl, S,
             True, D, BK, PV, PARTS, TWO_LEVEL, False, False,
         )  # fmt: skip
         i_k = i_next

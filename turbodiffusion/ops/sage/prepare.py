@@ -32,6 +32,22 @@ def integers(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def place(o_k):
+    """Where a key is stored beside e4m3 values: of 16 keys [t, a, b] the row [a, t, b], in bits.
+
+    A thread of the matrix instructions then holds the scores of just the keys whose probabilities
+    its part of the second product wants. :func:`key_at` is the inverse.
+    """
+    return (o_k & ~15) | ((o_k & 2) << 2) | ((o_k & 12) >> 1) | (o_k & 1)
+
+
+@triton.jit
+def key_at(o_c):
+    """The key at a place, see :func:`place`."""
+    return (o_c & ~15) | ((o_c & 6) << 1) | ((o_c & 8) >> 2) | (o_c & 1)
+
+
+@triton.jit
 def quantise_kernel(
     p_k, p_v, p_mean, p_v_scale, p_k8, p_k_scale, p_vq, p_state, p_weight,
     stride_kb, stride_kl, stride_kn, stride_vb, stride_vl, stride_vn, S, N, K, PER,
@@ -39,10 +55,11 @@ def quantise_kernel(
 ):  # fmt: skip
     """Keys and values of one head, ``PER`` key blocks a program. Grid (B·N, parts).
 
-    Writes int8 keys (B, N, K·BK, D) and their scales (B, N, K). ``PV`` is ``keep`` (values are
-    used as they are), ``half`` (cast, (B, N, K·BK, D)) or ``fp8`` (scaled by channel, transposed
-    to (B, N, D, K·BK): the matrix instruction wants keys side by side). Unless ``FEATURE`` is
-    ``none`` it sums φ(k)ᵀ v and φ(k) over its blocks.
+    Writes int8 keys (B, N, K·BK, D), for e4m3 values in the order of :func:`place`, and their
+    scales (B, N, K). ``PV`` is ``keep`` (values are used as they are), ``half`` (cast,
+    (B, N, K·BK, D)) or ``fp8`` (scaled by channel, transposed to (B, N, K, D, BK): the matrix
+    instruction wants keys side by side). Unless ``FEATURE`` is ``none`` it sums φ(k)ᵀ v and φ(k)
+    over its blocks.
     """
     i_bn, i_part = tl.program_id(0), tl.program_id(1)
     i_b, i_n = (i_bn // N).to(tl.int64), (i_bn % N).to(tl.int64)
@@ -65,7 +82,8 @@ def quantise_kernel(
         b_smooth = tl.where(m_s, b_smooth, 0.0)
         b_scale = tl.max(tl.abs(b_smooth)) / 127 + 1e-7
         b_k8 = integers(b_smooth * (1.0 / b_scale), p_k8.dtype.element_ty)
-        tl.store(p_k8 + (i_head * K * BK + o_row) * D + o_d, b_k8)
+        o_place = i_k * BK + place(o_k) if PV == "fp8" else o_s
+        tl.store(p_k8 + (i_head * K * BK + o_place.to(tl.int64)[:, None]) * D + o_d, b_k8)
         tl.store(p_k_scale + i_head * K + i_k, b_scale)
         if PV != "keep" or FEATURE != "none":
             b_v = tl.load(p_v + o_row * stride_vl + o_d, mask=m_s, other=0.0)  # [BK, D]
@@ -74,7 +92,7 @@ def quantise_kernel(
             tl.store(p_vq + (i_head * K * BK + o_row) * D + o_d, b_half)
         if PV == "fp8":  # at most V_RANGE: nothing to saturate
             b_v8 = (b_v.to(tl.float32) * b_v_inverse[None, :]).to(p_vq.dtype.element_ty)
-            o_v8 = (i_head * D + o_d[:, None]) * K * BK + o_s[None, :]
+            o_v8 = ((i_head * K + i_k) * D + o_d[:, None]) * BK + o_k[None, :]
             tl.store(p_vq + o_v8, tl.trans(b_v8))
         if FEATURE != "none":
             b_phi = tl.where(m_s, feature_tile(b_k.to(tl.float32), FEATURE), 0.0)

@@ -47,7 +47,7 @@ def core(
     found = divmod(capability, 10)
     config = config or CoreConfig.pick(found, block_q, block_k, width, pv)
     integers = INTEGERS[integer_dtype(found)]
-    strides = {f"stride_{name}": "i32" for name in ("vb", "vl", "vn", "vd", "ob", "ol", "on")}
+    strides = {f"stride_{name}": "i32" for name in ("vb", "vl", "vn", "ob", "ol", "on")}
     signature = {
         "p_q": integers, "p_k": integers, "p_v": VALUES[pv], "p_q_scale": "*fp32",
         "p_k_scale": "*fp32", "p_v_scale": "*fp32", "p_blocks": "*i64", "p_counts": "*i32",
@@ -57,7 +57,7 @@ def core(
     none = {"p_counts"} | ({"p_shift", "p_lse"} if sparse else {"p_blocks"})
     none |= set() if pv == "fp8" else {"p_v_scale"}
     constants = {
-        "stride_vl" if pv == "fp8" else "stride_vd": 1, **dict.fromkeys(none), "D": width,
+        **dict.fromkeys(none), "D": width,
         "BQ": block_q, "BK": block_k, "PV": pv, "PARTS": config.parts,
         "TWO_LEVEL": config.two_level, "LISTED": sparse, "COUNTED": False, "LSE": not sparse,
         "ADD": sparse,

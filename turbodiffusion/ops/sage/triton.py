@@ -41,9 +41,10 @@ class Keys:
     """Keys and values as the kernels read them, in blocks of ``block`` tokens.
 
     ``integers`` (B, N, blocks·block, D) have a ``scale`` (B, N, blocks), after ``shift`` (B, N, D)
-    was taken off. ``values`` are (B, S, N, D) of any strides, or for e4m3 (B, N, D, blocks·block)
-    with ``value_scale`` (B, N, D). Inside SLA also: ``mean`` (B, N, blocks, D) for the block map,
-    ``state`` (B, N, D, D), the linear state times the projection, and ``weight`` (B, N, D), Σ φ(k).
+    was taken off. ``values`` are (B, S, N, D) of any strides, or for e4m3 (B, N, blocks, D, block)
+    with ``value_scale`` (B, N, D), the integers then in the order of :func:`.prepare.place`. Inside
+    SLA also: ``mean`` (B, N, blocks, D) for the block map, ``state`` (B, N, D, D), the linear state
+    times the projection, and ``weight`` (B, N, D), Σ φ(k).
     """
 
     length: int
@@ -144,7 +145,7 @@ def prepare_keys(
     if pv == "fp8":
         largest = pool(v_BSND, POOL_BLOCK, "amax").amax(2)
         value_scale, work = (largest / V_RANGE).clamp_min(1e-12), "fp8"
-        values = torch.empty(b, n, d, count * block, dtype=DTYPES[pv], device=device)
+        values = torch.empty(b, n, count, d, block, dtype=DTYPES[pv], device=device)
     elif v_BSND.dtype != DTYPES[pv]:
         work = "half"
         values = torch.empty(b, n, count * block, d, dtype=DTYPES[pv], device=device)
@@ -237,9 +238,9 @@ def attend(
     config = config or CoreConfig.pick(
         capability(out_BLND.device), queries.block, keys.block, d, keys.pv
     )
-    strides = keys.values.stride()
+    strides = keys.values.stride()[:3]
     if keys.pv == "fp8":
-        strides = strides[0], 1, strides[1], strides[2]
+        strides = strides[0], 0, strides[1]
     if blocks is not None:
         blocks = blocks.contiguous()
     core_kernel[queries.scale.shape[2], b * n](
