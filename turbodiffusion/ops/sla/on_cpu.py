@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from turbodiffusion.ops.sla.cut import Cut
 from turbodiffusion.ops.sla.linear import linear_branch, query_side, state
 
 T = TypeVar("T")
+Part = Literal["keys", "state"]
+PARTS: tuple[Part, ...] = ("keys", "state")
+"""Of a head, what all of its slices need. One head alone gives two threads something to do."""
 
 COPIED_ELEMENTS = 1 << 19
 """Of keys, and as many of values, that a thread holds at a time: copies and scores stay cached."""
@@ -85,21 +88,28 @@ class _Function(torch.autograd.Function):
         dtype = torch.bfloat16 if narrow else torch.float32
         n, d = q_BLND.shape[2:]
         heads = range(q_BLND.shape[0] * n)
-        keys: list[Future[tuple[Tensor, Tensor, Tensor]]] = [Future() for _ in heads]
+        keys: list[Future[tuple[Tensor, Tensor]]] = [Future() for _ in heads]
+        states: list[Future[Tensor]] = [Future() for _ in heads]
         out_BLND = torch.empty_like(q_BLND, memory_format=torch.contiguous_format)
 
-        def read_keys(h: int) -> tuple[Tensor, Tensor, Tensor]:
+        def read_keys(h: int) -> tuple[Tensor, Tensor]:
             k_LD, v_LD = k_BLND[h // n, :, h % n], v_BLND[h // n, :, h % n]
-            linear = state(k_LD, v_LD, proj_weight, feature_map)
-            return cut.keys(k_LD), cut.keys(v_LD, dtype), linear
+            return cut.keys(k_LD), cut.keys(v_LD, dtype)
 
-        def work(todo: Iterator[tuple[int, slice | None]]) -> None:
+        def read_state(h: int) -> Tensor:
+            k_LD, v_LD = k_BLND[h // n, :, h % n], v_BLND[h // n, :, h % n]
+            return state(k_LD, v_LD, proj_weight, feature_map)
+
+        def work(todo: Iterator[tuple[int, slice | Part]]) -> None:
             copied_k, copied_v = Copies(), Copies()
             for h, part in todo:
-                if part is None:
+                if part == "keys":
                     settle(keys[h], read_keys, h)
+                elif part == "state":
+                    settle(states[h], read_state, h)
+                if isinstance(part, str):
                     continue
-                k_KF, v_KF, linear = keys[h].result()
+                k_KF, v_KF = keys[h].result()
                 tokens = cut.tokens(part)
                 q_LD = q_BLND[h // n, tokens, h % n]
                 index = cut.blocks_HRJ[h, part].flatten()
@@ -108,11 +118,11 @@ class _Function(torch.autograd.Function):
                 v_RSD = copied_v(v_KF, index).view(len(q_RXD), -1, d)
                 p_RXS = _probabilities(q_RXD, k_RSD, cut, h, part).to(dtype)
                 sparse_LD = (p_RXS @ v_RSD).flatten(0, 1)[: len(q_LD)]
-                linear_LD = query_side(q_LD, linear, proj_bias, feature_map)
+                linear_LD = query_side(q_LD, states[h].result(), proj_bias, feature_map)
                 out_BLND[h // n, tokens, h % n] = linear_LD.add_(sparse_LD)
 
-        # Keys of all heads come first, so that whoever waits for some waits for a running thread.
-        items: list[tuple[int, slice | None]] = [(h, None) for h in heads]
+        # What slices wait for comes first, so that whoever waits does so for a running thread.
+        items: list[tuple[int, slice | Part]] = [(h, part) for part in PARTS for h in heads]
         step = cut.step(d, COPIED_ELEMENTS, torch.get_num_threads())
         cpu.share(work, items + [(h, part) for h in heads for part in cut.slices(step)])
         return out_BLND
